@@ -1,0 +1,34 @@
+"""A small ViT learns to read scanned digits.
+
+python -m vitlab.main --config configs/quickstart.py
+"""
+
+import ml_collections
+
+from vitlab.config import parse_arg
+
+
+def get_config(arg=None):
+    """`arg`: `epochs=N`."""
+    arg = parse_arg(arg, epochs=140)
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.task = "classification"
+    config.model = dict(name="vit", width=64, depth=4, num_heads=4, patch_size=2, pool="gap")
+    config.data = dict(source="digits", preprocess="decode(channels=1)|value_range(-1,1)")
+    config.batch_size = 128
+    config.total_epochs = arg.epochs
+    config.augment = dict(mixup=0.2)
+    config.optimizer = dict(name="adamw", lr=2e-3, weight_decay=0.1, clip_norm=1.0)
+    config.schedule = dict(name="cosine", warmup_epochs=10)
+    config.evaluators = dict(
+        test=dict(
+            kind="classification",
+            split="test",
+            preprocess="decode(channels=1)|value_range(-1,1)",
+            every_epochs=20,
+        )
+    )
+    config.checkpoint = dict(every_epochs=20, keep=2, best="test/accuracy")
+    config.logging = dict(every_steps=100)
+    return config

@@ -1,0 +1,174 @@
+"""Decoding: every format and mode that users have, upright, and one line for what is broken."""
+
+import io
+import struct
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vitlab.data.decode import decode
+from vitlab.errors import InputError
+
+
+def encode(picture, kind, **options):
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def colors():
+    """uint8[6, 9, 3] of few colours, so that GIF's palette holds it exactly."""
+    rng = np.random.default_rng(0)
+    palette = rng.integers(0, 256, (12, 3), dtype=np.uint8)
+    return palette[rng.integers(0, 12, (6, 9))]
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"), [("PNG", {}), ("BMP", {}), ("GIF", {}), ("WEBP", {"lossless": True})]
+)
+def test_lossless_formats_give_their_pixels(colors, kind, options):
+    decoded = decode(encode(Image.fromarray(colors), kind, **options))
+    assert decoded.dtype == np.uint8
+    np.testing.assert_array_equal(decoded, colors)
+
+
+def test_jpeg_of_a_ramp_is_close():
+    ramp = np.broadcast_to(np.arange(0, 256, 4, dtype=np.uint8)[:, None, None], (64, 48, 3))
+    decoded = decode(encode(Image.fromarray(ramp), "JPEG", quality=95))
+    assert decoded.shape == (64, 48, 3)
+    assert np.abs(decoded.astype(int) - ramp).max() <= 3
+
+
+def test_animated_gif_gives_its_first_frame(colors):
+    first = Image.fromarray(colors)
+    data = encode(first, "GIF", save_all=True, append_images=[Image.fromarray(255 - colors)])
+    np.testing.assert_array_equal(decode(data), colors)
+
+
+def test_transparency_is_dropped_and_the_colours_stay(colors):
+    alpha = np.linspace(0, 255, 54).astype(np.uint8).reshape(6, 9, 1)
+    rgba = Image.fromarray(np.concatenate([colors, alpha], axis=-1))
+    np.testing.assert_array_equal(decode(encode(rgba, "PNG")), colors)
+    grey_alpha = Image.fromarray(np.concatenate([colors[..., :1], alpha], axis=-1))
+    expected = np.repeat(colors[..., :1], 3, axis=-1)
+    np.testing.assert_array_equal(decode(encode(grey_alpha, "PNG")), expected)
+
+
+def test_palette_with_transparency_gives_its_colours_without_a_warning(colors):
+    picture = Image.fromarray(colors).quantize(12)
+    data = encode(picture, "PNG", transparency=bytes(range(0, 240, 20)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(decode(data), colors)
+
+
+def test_grey_bilevel_and_cmyk():
+    grey = np.arange(54, dtype=np.uint8).reshape(6, 9) * 4
+    decoded = decode(encode(Image.fromarray(grey), "PNG"))
+    np.testing.assert_array_equal(decoded, np.repeat(grey[..., None], 3, axis=-1))
+    decoded = decode(encode(Image.fromarray(grey > 99), "PNG"))
+    np.testing.assert_array_equal(decoded[..., 0], np.where(grey > 99, 255, 0))
+    red = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
+    assert np.abs(decode(encode(red, "JPEG")).astype(int) - (255, 0, 0)).max() <= 2
+
+
+def test_sixteen_bits_keep_the_upper_eight():
+    deep = np.array([[0, 255, 256, 0x1234], [0x7FFF, 0x8000, 0xFEFF, 0xFFFF]], np.uint16)
+    decoded = decode(encode(Image.fromarray(deep), "PNG"), channels=1)
+    np.testing.assert_array_equal(decoded[..., 0], [[0, 0, 1, 0x12], [0x7F, 0x80, 0xFE, 0xFF]])
+
+
+def test_one_channel_is_the_luma_of_itu_r_601(colors):
+    decoded = decode(encode(Image.fromarray(colors), "PNG"), channels=1)
+    assert decoded.shape == (6, 9, 1)
+    luma = colors @ np.array([0.299, 0.587, 0.114])
+    assert np.abs(decoded[..., 0] - luma).max() <= 0.51
+
+
+# EXIF 2.3, tag 274: on which side of the scene the first stored row and the first column lie.
+@pytest.mark.parametrize(
+    ("orientation", "upright"),
+    [
+        (1, lambda a: a),  # top, left
+        (2, lambda a: a[:, ::-1]),  # top, right
+        (3, lambda a: a[::-1, ::-1]),  # bottom, right
+        (4, lambda a: a[::-1]),  # bottom, left
+        (5, lambda a: a.swapaxes(0, 1)),  # left, top
+        (6, lambda a: a.swapaxes(0, 1)[:, ::-1]),  # right, top
+        (7, lambda a: a.swapaxes(0, 1)[::-1, ::-1]),  # right, bottom
+        (8, lambda a: a.swapaxes(0, 1)[::-1]),  # left, bottom
+    ],
+)
+def test_exif_orientation_is_applied(colors, orientation, upright):
+    exif = Image.Exif()
+    exif[274] = orientation
+    data = encode(Image.fromarray(colors), "PNG", exif=exif)
+    np.testing.assert_array_equal(decode(data), upright(colors))
+
+
+def test_damaged_exif_does_not_cost_the_image():
+    data = encode(Image.new("RGB", (8, 8), (9, 9, 9)), "JPEG", exif=b"Exif\0\0II*\0\xff\xff")
+    assert decode(data).shape == (8, 8, 3)
+
+
+def test_an_array_passes_through():
+    array = np.zeros((2, 3, 5), np.uint8)
+    assert decode(array) is array
+
+
+@pytest.mark.parametrize("data", [b"", b"hello", b"\xff\xd8\xff\xe0", b"II*\0" + bytes(40)])
+def test_what_is_no_image_is_refused(data):
+    with pytest.raises(InputError) as error:
+        decode(data)
+    assert str(error.value) == f"the image ({len(data)} bytes) is not a JPEG, PNG, WebP, BMP or GIF"
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP"])
+def test_a_file_cut_short_is_refused(kind):
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    data = encode(Image.fromarray(noise), kind)
+    half = data[: len(data) // 2]
+    with pytest.raises(InputError) as error:
+        decode(half)
+    message = str(error.value)
+    assert message.startswith(f"the image ({len(half)} bytes) is damaged or cut short: ")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP"])
+def test_any_damage_gives_pixels_or_an_input_error(colors, kind):
+    data = encode(Image.fromarray(colors), kind)
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        damaged = bytearray(data)
+        damaged[rng.integers(len(data))] = rng.integers(256)
+        try:
+            assert decode(bytes(damaged), max_pixels=10_000).dtype == np.uint8
+        except InputError as error:
+            assert "\n" not in str(error)
+
+
+def test_a_huge_image_is_refused_before_it_is_decoded():
+    def chunk(name, body):
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    header = struct.pack(">IIBBBBB", 10_000, 9_000, 8, 2, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(InputError) as error:
+            decode(data)
+    assert str(error.value) == (
+        "the PNG image has 10000 x 9000 pixels, which is more than max_pixels=89478485"
+    )
+
+
+def test_max_pixels_is_the_most_that_passes():
+    data = encode(Image.new("RGB", (10, 10)), "PNG")
+    assert decode(data, max_pixels=100).shape == (10, 10, 3)
+    with pytest.raises(InputError, match="more than max_pixels=99"):
+        decode(data, max_pixels=99)

@@ -1,0 +1,168 @@
+import io
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from vitlab.errors import InputError
+from vitlab.evaluation import pictures
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that were saved, in order."""
+    figures, save = [], Figure.savefig
+
+    def savefig(self, *args, **kwargs):
+        figures.append(self)
+        save(self, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    return figures
+
+
+def read(path):
+    return np.asarray(Image.open(io.BytesIO(path.read_bytes())).convert("RGB"))
+
+
+RECORDS = [
+    {"step": 20, "train/loss": 1.0, "train/accuracy": 0.5, "images_per_second": 900.0},
+    {"step": 10, "train/loss": 2.0, "train/accuracy": 0.25, "images_per_second": 800.0},
+    {"step": 20, "a$b_$/nll": 1.5, "a$b_$/accuracy": 0.4, "a$b_$/ece": 0.1},
+    {"step": 30, "train/loss": None, "train/lr": 0.1},
+    {"step": 30, "train/loss": float("nan")},
+]
+
+
+def test_curves_show_each_source_in_order_of_step(drawn, tmp_path):
+    pictures.curves(RECORDS, tmp_path / "report" / "curves.png")
+    assert (tmp_path / "report" / "curves.png").stat().st_size > 5000
+    loss, accuracy = drawn[0].axes
+    assert (loss.get_title("left"), accuracy.get_title("left")) == ("loss", "accuracy")
+    train, evaluator = loss.lines
+    np.testing.assert_array_equal(train.get_xdata(), [10, 20, 30])
+    np.testing.assert_array_equal(train.get_ydata(), [2, 1, np.nan])
+    np.testing.assert_array_equal(evaluator.get_xydata(), [[20, 1.5]])
+    np.testing.assert_array_equal(accuracy.lines[0].get_ydata(), [0.25, 0.5])
+    labels = [text.get_text() for text in loss.get_legend().get_texts()]
+    assert labels == ["train  1", "a$b_$  1.5"]
+    assert train.get_color() == accuracy.lines[0].get_color() != evaluator.get_color()
+    assert evaluator.get_color() == accuracy.lines[1].get_color()
+
+
+def test_long_curves_are_smoothed_over_what_was_recorded(drawn, tmp_path):
+    noise = np.random.default_rng(0).normal(size=1000)
+    records = [{"step": i, "train/loss": 1 + x} for i, x in enumerate(noise)]
+    pictures.curves(records, tmp_path / "curves.png")
+    (loss,) = drawn[0].axes
+    raw, smooth = (line.get_ydata() for line in loss.lines)
+    np.testing.assert_array_equal(raw, 1 + noise)
+    np.testing.assert_allclose(smooth[-1], 1 + noise[-10:].mean())
+
+
+def test_curves_without_a_loss_or_an_accuracy_say_so(drawn, tmp_path):
+    pictures.curves([{"step": 1, "images_per_second": 3.0}], tmp_path / "curves.png")
+    assert "no loss" in drawn[0].texts[0].get_text()
+    pictures.curves([], tmp_path / "curves.png")
+    with pytest.raises(InputError, match="record 1 has no step"):
+        pictures.curves([{"step": 1}, {"train/loss": 1.0}], tmp_path / "curves.png")
+
+
+def test_confusion_matrix_shows_percentages_of_each_row(drawn, tmp_path):
+    matrix = np.array([[150, 50, 0], [1, 399, 0], [0, 0, 0]])
+    pictures.confusion_matrix(
+        matrix, ["c$1$", "b_", "never seen, with a long name"], tmp_path / "m"
+    )
+    axes = drawn[0].axes[0]
+    np.testing.assert_allclose(
+        axes.images[0].get_array(), [[0.75, 0.25, 0], [0.0025, 0.9975, 0], [0, 0, 0]]
+    )
+    cells = {text.get_position(): text.get_text() for text in axes.texts}
+    assert cells == {(0, 0): "75", (1, 0): "25", (0, 1): "<1", (1, 1): ">99"}
+    assert [text.get_text() for text in axes.get_yticklabels()] == [
+        "c$1$",
+        "b_",
+        "never see…ong name",
+    ]
+    assert axes.get_title("left") == "accuracy 91.50 %"
+
+
+@pytest.mark.parametrize(("classes", "labels", "numbers"), [(30, 30, 0), (60, 0, 0)])
+def test_confusion_matrices_of_many_classes_stay_readable(
+    drawn, tmp_path, classes, labels, numbers
+):
+    names = [f"class {i}" for i in range(classes)]
+    pictures.confusion_matrix(np.eye(classes, dtype=int), names, tmp_path / "matrix.png")
+    axes = drawn[0].axes[0]
+    assert (len(axes.get_xticks()), len(axes.get_yticks())) == (labels, labels)
+    assert len(axes.texts) == numbers
+
+
+def test_a_lone_confusion_among_many_classes_is_visible(tmp_path):
+    """Beyond one class a pixel, too."""
+    matrix = np.diag(np.full(2000, 9))
+    names = [""] * 2000
+    pictures.confusion_matrix(matrix, names, tmp_path / "without.png")
+    matrix[300, 1700] = 9
+    pictures.confusion_matrix(matrix, names, tmp_path / "with.png")
+    without, lone = (read(tmp_path / name).astype(int) for name in ("without.png", "with.png"))
+    difference = np.abs(lone - without).max(axis=-1)
+    title = 60
+    assert difference[title:].max() > 50
+
+
+def test_confusion_matrix_refuses_names_that_do_not_fit(tmp_path):
+    with pytest.raises(InputError, match="class names"):
+        pictures.confusion_matrix(np.eye(3, dtype=int), ["a", "b"], tmp_path / "matrix.png")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_image_grid_enlarges_small_images_without_smoothing(tmp_path, channels):
+    images = np.random.default_rng(0).integers(0, 256, (2, 4, 4, channels), dtype=np.uint8)
+    pictures.image_grid(images, ["", ""], tmp_path / "grid.png")
+    rgb = read(tmp_path / "grid.png")
+    colors, counts = np.unique(rgb.reshape(-1, 3), axis=0, return_counts=True)
+    big = {tuple(color) for color in colors[counts > 300]} - {(255, 255, 255)}
+    assert big == {tuple(pixel) for pixel in images.repeat(3 // channels, -1).reshape(-1, 3)}
+
+
+def test_image_grid_puts_each_title_over_its_image(drawn, tmp_path):
+    images = np.arange(7, dtype=np.uint8)[:, None, None, None].repeat(300, 1).repeat(400, 2)
+    titles = [f"true ${i}$\npredicted the name of a dog 0.9{i}" for i in range(7)]
+    pictures.image_grid(images, titles, tmp_path / "grid.png")
+    shown = [axes for axes in drawn[0].axes if axes.images]
+    assert len(shown) == 7
+    for i, axes in enumerate(shown):
+        assert (axes.images[0].get_array() == i).all()
+        assert axes.get_title() == f"true ${i}$\npredicted t…a dog 0.9{i}"
+
+
+def test_image_grid_without_images_says_so(drawn, tmp_path):
+    pictures.image_grid(np.zeros((0, 8, 8, 3), np.uint8), [], tmp_path / "grid.png")
+    assert drawn[0].texts[0].get_text() == "no images"
+
+
+@pytest.mark.parametrize(
+    ("images", "titles", "message"),
+    [
+        (np.zeros((1, 8, 8, 3)), ["a"], "uint8"),
+        (np.zeros((8, 8, 3), np.uint8), ["a"] * 8, "height, width"),
+        (np.zeros((2, 8, 8, 3), np.uint8), ["a"], "2 images have 1 titles"),
+    ],
+)
+def test_image_grid_refuses_what_it_cannot_draw(tmp_path, images, titles, message):
+    with pytest.raises(InputError, match=message):
+        pictures.image_grid(images, titles, tmp_path / "grid.png")
+
+
+def test_reliability_diagram_shows_the_accuracy_and_share_of_each_bin(drawn, tmp_path):
+    confidence = np.array([0.5, 0.5, 0.5, 0.95, 0.95, 0.99, 1.0, 1.0])
+    correct = np.array([1, 0, 0, 1, 1, 1, 1, 0], bool)
+    pictures.reliability_diagram(confidence, correct, tmp_path / "reliability.png")
+    top, bottom = drawn[0].axes
+    bars = [(round(15 * bar.get_x()), bar.get_height()) for bar in top.patches]
+    assert bars == [(7, pytest.approx(1 / 3)), (14, pytest.approx(4 / 5))]
+    assert [bar.get_height() for bar in bottom.patches] == pytest.approx([37.5, 62.5])
+    error = (3 * abs(1 / 3 - 0.5) + 5 * abs(4 / 5 - 4.89 / 5)) / 8
+    assert top.get_title("left") == f"expected calibration error {100 * error:.2f} %"

@@ -1,0 +1,131 @@
+"""Optimizers by name, their rules, and updates against hand-worked formulas."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from vitlab.errors import InputError
+from vitlab.training.optimizer import (
+    OptimizerConfig,
+    Rule,
+    make_optimizer,
+    match_rules,
+    optimizer_names,
+)
+
+PARAMS = {
+    "embedding": {"kernel": jnp.full((4, 4), 2.0), "bias": jnp.full(4, 2.0)},
+    "block_0": {"kernel": jnp.full((4, 4), 2.0)},
+    "head": {"kernel": jnp.full((4, 2), 2.0), "bias": jnp.full(2, 2.0)},
+}
+GRADS = jax.tree.map(jnp.ones_like, PARAMS)
+
+
+def layer_of(path):
+    return {"embedding": 0, "block_0": 1, "head": 2}[path.split("/")[0]]
+
+
+def update(config, steps=1, lr=0.1):
+    tx = make_optimizer(config, optax.constant_schedule(lr), PARAMS, layer_of, num_layers=2)
+    params, state = PARAMS, tx.init(PARAMS)
+    for _ in range(steps):
+        updates, state = tx.update(GRADS, state, params)
+        params = optax.apply_updates(params, updates)
+    return jax.tree.map(lambda new, old: np.asarray(new - old), params, PARAMS)
+
+
+@pytest.mark.parametrize(
+    "name", ["adamw", "sgd", "lars", "lamb", "lion", "muon", "adafactor", "adam", "rmsprop"]
+)
+def test_every_named_optimizer_moves_every_parameter(name):
+    change = update(OptimizerConfig(name=name), steps=2)
+    assert all((leaf < 0).all() for leaf in jax.tree.leaves(change))
+
+
+def test_adamw_is_the_formula_and_only_kernels_decay():
+    # The first step of Adam has size lr; decoupled decay subtracts lr * decay * parameter.
+    change = update(OptimizerConfig(weight_decay=0.3))
+    np.testing.assert_allclose(change["head"]["kernel"], -0.1 - 0.1 * 0.3 * 2, rtol=1e-5)
+    np.testing.assert_allclose(change["head"]["bias"], -0.1, rtol=1e-5)
+
+
+def test_sgd_decays_through_the_gradient():
+    change = update(OptimizerConfig(name="sgd", weight_decay=0.3, args={"momentum": 0.9}), steps=2)
+    first = 1 + 0.3 * 2
+    second = 0.9 * first + 1 + 0.3 * (2 - 0.1 * first)
+    np.testing.assert_allclose(change["head"]["kernel"], -0.1 * (first + second), rtol=1e-5)
+    np.testing.assert_allclose(change["head"]["bias"], -0.1 * (1 + 1.9), rtol=1e-5)
+
+
+def test_lars_exempts_undecayed_parameters_from_adaptation():
+    change = update(OptimizerConfig(name="lars", weight_decay=0.5))
+    gradient = 1 + 0.5 * 2
+    trust = 1e-3 * np.linalg.norm(np.full((4, 2), 2.0)) / np.linalg.norm(np.full((4, 2), gradient))
+    np.testing.assert_allclose(change["head"]["kernel"], -0.1 * trust * gradient, rtol=1e-3)
+    np.testing.assert_allclose(change["head"]["bias"], -0.1, rtol=1e-5)
+
+
+def test_layer_decay_and_rate_factors():
+    rules = (Rule("head/.*", lr=10.0), Rule(".*"))
+    change = update(OptimizerConfig(name="sgd", layer_decay=0.5, rules=rules))
+    np.testing.assert_allclose(change["head"]["kernel"], -0.1 * 10, rtol=1e-5)
+    np.testing.assert_allclose(change["block_0"]["kernel"], -0.1 * 0.5, rtol=1e-5)
+    np.testing.assert_allclose(change["embedding"]["bias"], -0.1 * 0.25, rtol=1e-5)
+
+
+def test_frozen_parameters_do_not_move_and_have_no_state():
+    config = OptimizerConfig(rules=(Rule("embedding/.*", freeze=True), Rule(".*")))
+    change = update(config, steps=3)
+    assert not change["embedding"]["kernel"].any()
+    assert change["head"]["kernel"].all()
+    tx = make_optimizer(config, optax.constant_schedule(0.1), PARAMS)
+    moments = sum(x.size for x in jax.tree.leaves(tx.init(PARAMS)) if x.ndim)
+    assert moments == 2 * sum(
+        x.size for k in ("block_0", "head") for x in jax.tree.leaves(PARAMS[k])
+    )
+
+
+def test_clipping_is_by_the_global_norm():
+    change = update(OptimizerConfig(name="sgd", clip_norm=0.5), lr=1.0)
+    norm = np.sqrt(sum((leaf**2).sum() for leaf in jax.tree.leaves(change)))
+    assert norm == pytest.approx(0.5, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"name": "adammw"}, "no optimizer 'adammw'; did you mean 'adamw'?"),
+        ({"args": {"beta1": 0.9}}, "args.beta1 is no argument of optax's adamw"),
+        ({"name": "adam", "weight_decay": 0.1}, "optax's adam has none"),
+        ({"rules": (Rule("head/.*"),)}, "no rule covers block_0/kernel"),
+        (
+            {"rules": (Rule("haed/.*", freeze=True), Rule(".*"))},
+            "pattern 'haed/.*' matches no parameter",
+        ),
+        ({"rules": (Rule(".*", freeze=True),)}, "freezes every parameter"),
+        ({"args": {"b1": "high"}}, "optax's adamw fails"),
+    ],
+)
+def test_mistakes_are_one_line(config, message):
+    with pytest.raises(InputError, match="^[^\n]*$") as error:
+        update(OptimizerConfig(**config))
+    assert message in str(error.value)
+
+
+def test_the_first_rule_wins():
+    rules = (Rule("head/bias", lr=2.0), Rule("head/.*", lr=3.0), Rule(".*", lr=4.0))
+    tree = match_rules(rules, PARAMS)
+    assert (tree["head"]["bias"].lr, tree["head"]["kernel"].lr) == (2.0, 3.0)
+    assert tree["block_0"]["kernel"].lr == 4.0
+
+
+def test_bfloat16_first_moment():
+    config = OptimizerConfig(args={"b1": 0.9, "mu_dtype": "bfloat16"})
+    state = make_optimizer(config, optax.constant_schedule(0.1), PARAMS).init(PARAMS)
+    assert {x.dtype.name for x in jax.tree.leaves(state) if x.ndim} == {"bfloat16", "float32"}
+
+
+def test_names_hold_what_the_field_uses():
+    assert {"adamw", "sgd", "lars", "lamb", "lion", "muon", "adafactor"} <= set(optimizer_names())

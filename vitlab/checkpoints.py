@@ -1,0 +1,323 @@
+"""Checkpoints that are written whole, verified when read, and found again after any crash.
+
+One checkpoint is a directory `checkpoints/STEP` with three things in it:
+
+    arrays/         the tree of arrays, written by Orbax
+    meta.json       small facts that are no arrays: step, best metric so far, class names
+    manifest.json   the sha256 of every other file; written last, so that a checkpoint without it
+                    was interrupted and does not count
+
+Orbax alone restores flipped bits silently, therefore the manifest. Nothing is unpickled.
+"""
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from vitlab.errors import InputError
+
+Tree = Any
+
+
+class DamagedError(Exception):
+    """A checkpoint's files are not those that were written; the message says which."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A finished checkpoint on disk. `step` is its number, `path` its directory."""
+
+    path: epath.Path
+    step: int
+
+    def meta(self) -> dict[str, Any]:
+        """What was saved beside the arrays."""
+        return json.loads((self.path / "meta.json").read_text())
+
+
+def list_checkpoints(directory: os.PathLike | str) -> list[Checkpoint]:
+    """The finished checkpoints below `directory`, oldest first; interrupted ones do not count."""
+    directory = epath.Path(directory)
+    if not directory.is_dir():
+        return []
+    found = [p for p in directory.iterdir() if p.name.isdigit() and (p / "manifest.json").exists()]
+    return sorted((Checkpoint(p, int(p.name)) for p in found), key=lambda c: c.step)
+
+
+def verify(checkpoint: Checkpoint) -> None:
+    """Compares every file with the manifest.
+
+    Raises:
+        DamagedError: a file is missing, or differs from the one that was written.
+    """
+    try:
+        manifest = json.loads((checkpoint.path / "manifest.json").read_text())
+    except ValueError as e:
+        raise DamagedError(f"{checkpoint.path / 'manifest.json'} is not readable") from e
+    for name, digest in manifest.items():
+        file = checkpoint.path / name
+        if not file.exists():
+            raise DamagedError(f"{file} is missing")
+        if _sha256(file) != digest:
+            raise DamagedError(f"{file} differs from what was written")
+
+
+def restore(checkpoint: Checkpoint, target: Tree | None = None, only: str = "") -> Tree:
+    """Verifies a checkpoint and reads its arrays.
+
+    Args:
+        checkpoint: which one.
+        target: a tree of `jax.ShapeDtypeStruct` (or arrays) of the same structure; the arrays are
+            laid out by its shardings, on any number of devices. Without it: a nested dict of
+            NumPy arrays, named as they were saved.
+        only: with no target, the one top-level entry to read, such as `"params"`.
+
+    Raises:
+        DamagedError: see `verify`.
+        InputError: the checkpoint's tree does not fit `target`.
+    """
+    verify(checkpoint)
+    with ocp.Checkpointer(_handler()) as reader:
+        stored = reader.metadata(checkpoint.path / "arrays").item_metadata.tree
+        if target is None:
+            names = {only: stored[only]} if only else stored
+            kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), names)
+            wanted = jax.tree.map(lambda _: 0, names)
+        else:
+            wanted = _named(target)
+            _check_fit(stored, wanted, checkpoint.path)
+            kinds = jax.tree.map(
+                lambda x: ocp.ArrayRestoreArgs(sharding=x.sharding, dtype=x.dtype), wanted
+            )
+        arguments = ocp.args.PyTreeRestore(
+            item=wanted, restore_args=kinds, partial_restore=bool(only)
+        )
+        arrays = reader.restore(checkpoint.path / "arrays", args=arguments)
+    if target is None:
+        return arrays[only] if only else arrays
+    flat = flax.traverse_util.flatten_dict(arrays, sep="/")
+    return _unnamed(flat, target)
+
+
+class Writer:
+    """Saves checkpoints in the background, one at a time, and deletes those no longer wanted.
+
+    Args:
+        directory: the `checkpoints` directory; made if it is not there.
+        keep: how many of the latest to keep. The best is kept besides.
+        log: told, in one line, of anything that a person should know.
+    """
+
+    def __init__(self, directory: os.PathLike | str, keep: int, log: Callable[[str], None]):
+        self.directory = epath.Path(directory)
+        self.keep = keep
+        self.log = log
+        self.directory.mkdir(parents=True, exist_ok=True)
+        if jax.process_index() == 0:
+            finished = {c.path.name for c in list_checkpoints(self.directory)}
+            for leftover in self.directory.iterdir():
+                if leftover.name not in finished:
+                    leftover.rmtree()  # an interrupted write
+        self._orbax = ocp.AsyncCheckpointer(_handler())
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
+        self._pending: concurrent.futures.Future | None = None
+
+    def save(self, step: int, state: Tree, meta: Mapping[str, Any], best_step: int | None) -> None:
+        """Starts a save and returns as soon as `state` may be overwritten.
+
+        Args:
+            step: the checkpoint's number.
+            state: the arrays.
+            meta: JSON facts to keep beside them.
+            best_step: the checkpoint to keep whatever its age, if there is one.
+
+        A save that fails (a full disk) is logged, not raised: older checkpoints stay whole and
+        training goes on. `wait` tells.
+        """
+        self.wait()
+        path = self.directory / f"{step:08d}"
+        arrays = _named(state)
+        needed = sum(x.nbytes for x in jax.tree.leaves(arrays))
+        free = shutil.disk_usage(os.fspath(self.directory)).free if _is_local(path) else None
+        if free is not None and free < needed:
+            self._failed(step, f"needs {_mib(needed)} of room and {_mib(free)} is free")
+            return
+        if jax.default_backend() == "cpu":
+            # Orbax reads CPU arrays in place, while the next step reuses (donates) their memory.
+            arrays = jax.tree.map(jnp.copy, arrays)
+        try:
+            if path.exists():
+                path.rmtree()
+            path.mkdir(parents=True)
+            self._orbax.save(path / "arrays", args=ocp.args.PyTreeSave(arrays))
+        except (OSError, ValueError, RuntimeError) as e:
+            self._failed(step, str(e), needed)
+            _remove(path)
+            return
+        self._pending = self._thread.submit(self._finish, path, step, dict(meta), best_step, needed)
+
+    def wait(self) -> bool:
+        """Blocks until the last save is on disk. False if it failed."""
+        if self._pending is None:
+            return True
+        ok = self._pending.result()
+        self._pending = None
+        return ok
+
+    def close(self) -> None:
+        """Waits, and ends the background threads."""
+        self.wait()
+        self._thread.shutdown()
+        self._orbax.close()
+
+    def _finish(self, path, step, meta, best_step, needed) -> bool:
+        try:
+            self._orbax.wait_until_finished()
+            if jax.process_index() == 0:
+                _write_durably(path / "meta.json", json.dumps(meta, indent=1, sort_keys=True))
+                files = sorted(p for p in _walk(path) if p.name != "manifest.json")
+                manifest = {os.fspath(p.relative_to(path)): _sha256(p) for p in files}
+                _write_durably(path / "manifest.json", json.dumps(manifest, indent=1))
+        except (OSError, ValueError, RuntimeError) as e:
+            self._failed(step, str(e), needed)
+            _remove(path)
+            return False
+        if jax.process_index() == 0:
+            steps = [c.step for c in list_checkpoints(self.directory)]
+            for old in set(steps[: -self.keep]) - {best_step}:
+                _remove(self.directory / f"{old:08d}")
+        return True
+
+    def _failed(self, step: int, reason: str, needed: int | None = None) -> None:
+        room = f"; it needs {_mib(needed)} of room" if needed else ""
+        reason = " ".join(reason.split())[:300]
+        self.log(f"checkpoint of step {step} was not saved: {reason}{room}. Older ones are whole.")
+        self._pending = concurrent.futures.Future()
+        self._pending.set_result(False)
+
+
+def latest_intact(
+    directory: os.PathLike | str, target: Tree, log: Callable[[str], None]
+) -> tuple[Tree, dict[str, Any]] | None:
+    """Restores the newest checkpoint that is whole, saying which damaged ones it passed over.
+
+    Returns:
+        The restored tree and its meta, or None if the directory holds no checkpoint.
+
+    Raises:
+        InputError: there are checkpoints, and every one is damaged.
+    """
+    checkpoints = list_checkpoints(directory)
+    for checkpoint in reversed(checkpoints):
+        try:
+            return restore(checkpoint, target), checkpoint.meta()
+        except (DamagedError, OSError) as e:
+            log(f"checkpoint of step {checkpoint.step} is damaged ({e}); trying the one before")
+    if checkpoints:
+        raise InputError(
+            f"every checkpoint in {directory} is damaged; delete that directory to start again"
+        )
+    return None
+
+
+def locate(path: os.PathLike | str) -> Checkpoint:
+    """The checkpoint that a user means: its own directory, or the newest of a working directory.
+
+    Raises:
+        InputError: there is none at `path`.
+    """
+    path = epath.Path(path)
+    if (path / "manifest.json").exists() and path.name.isdigit():
+        return Checkpoint(path, int(path.name))
+    for directory in (path / "checkpoints", path):
+        found = list_checkpoints(directory)
+        if found:
+            return found[-1]
+    what = "has no finished checkpoint in it" if path.exists() else "does not exist"
+    raise InputError(f"{path} {what}; give a working directory or one of its checkpoints/STEP")
+
+
+def _handler() -> ocp.PyTreeCheckpointHandler:
+    return ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True)
+
+
+def _named(tree: Tree) -> dict[str, Any]:
+    """Any pytree as nested dicts of its leaves under their own names, without empty nodes."""
+    flat = {_key(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return flax.traverse_util.unflatten_dict(flat)
+
+
+def _unnamed(flat: Mapping[str, Any], target: Tree) -> Tree:
+    return jax.tree_util.tree_map_with_path(lambda path, _: flat["/".join(_key(path))], target)
+
+
+def _key(path: tuple[Any, ...]) -> tuple[str, ...]:
+    return tuple(jax.tree_util.keystr((entry,), simple=True) for entry in path)
+
+
+def _check_fit(stored: Tree, wanted: Tree, path: epath.Path) -> None:
+    have = flax.traverse_util.flatten_dict(stored, sep="/")
+    want = flax.traverse_util.flatten_dict(wanted, sep="/")
+    for name in sorted(have.keys() ^ want.keys()):
+        which = "lacks" if name in want else "has an unexpected"
+        raise InputError(f"checkpoint {path} {which} {name}: it is of another model or optimizer")
+    for name, leaf in want.items():
+        if tuple(have[name].shape) != tuple(leaf.shape):
+            raise InputError(
+                f"checkpoint {path}: {name} has shape {tuple(have[name].shape)}, "
+                f"this run needs {tuple(leaf.shape)}"
+            )
+
+
+def _walk(directory: epath.Path):
+    for entry in directory.iterdir():
+        if entry.is_dir():
+            yield from _walk(entry)
+        else:
+            yield entry
+
+
+def _sha256(file: epath.Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _write_durably(file: epath.Path, text: str) -> None:
+    """Whole or not at all, also after a crash."""
+    partial = file.parent / f".{file.name}.partial"
+    with partial.open("w") as stream:
+        stream.write(text)
+        stream.flush()
+        if _is_local(file):
+            os.fsync(stream.fileno())
+    partial.replace(file)
+
+
+def _remove(path: epath.Path) -> None:
+    """Deletes a checkpoint, manifest first, so that a crash midway leaves no half that counts."""
+    if path.exists():
+        (path / "manifest.json").unlink(missing_ok=True)
+        path.rmtree(missing_ok=True)
+
+
+def _is_local(path: epath.Path) -> bool:
+    return "://" not in os.fspath(path)
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:.1f} MiB"

@@ -1,0 +1,296 @@
+"""Strict configs: `ml_collections` files in, typed and frozen dataclasses out.
+
+A config file defines `get_config(arg)`. `load` runs it and applies the command line's overrides;
+`section` turns a part of it into the dataclass of the code that reads it. A key that nothing
+reads, or a value of the wrong type, is an `InputError` that names the nearest legal key.
+"""
+
+import ast
+import dataclasses
+import difflib
+import hashlib
+import importlib.util
+import json
+import pathlib
+import types
+import typing
+from typing import Any
+
+import ml_collections
+
+from vitlab.errors import InputError
+
+UNITS = ("steps", "epochs", "examples")
+
+
+@dataclasses.dataclass(frozen=True)
+class Duration:
+    """An amount of training: written `NAME_steps`, `NAME_epochs` or `NAME_examples` in a config.
+
+    A dataclass field `warmup: Duration` is filled from any one of `warmup_steps`,
+    `warmup_epochs`, `warmup_examples`. Fractions are allowed.
+    """
+
+    amount: float = 0
+    unit: str = "steps"
+
+    def steps(self, batch_size: int, examples: int) -> int:
+        """The duration in optimizer steps, rounded to the nearest; never 0 unless the amount is.
+
+        Args:
+            batch_size: examples a step, over all devices.
+            examples: examples an epoch.
+        """
+        in_examples = {"steps": batch_size, "epochs": examples, "examples": 1}[self.unit]
+        steps = self.amount * in_examples / batch_size
+        return max(1, round(steps)) if self.amount else 0
+
+
+def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
+    """The `arg` of `--config FILE:arg`, for use inside `get_config(arg)`.
+
+    `"epochs=300,debug"` sets `epochs` to 300 and `debug` to True. Only the names in `defaults`
+    exist, and each value must have its default's type.
+
+    Raises:
+        InputError: an unknown name, or a value of another type.
+    """
+    values = dict(defaults)
+    for item in filter(None, (arg or "").split(",")):
+        name, _, text = item.partition("=")
+        if name not in defaults:
+            raise InputError(f"config argument {name!r} does not exist{nearest(name, defaults)}")
+        value = parse_value(text, like=defaults[name]) if text else True
+        values[name] = coerce(value, type(defaults[name]), f"config argument {name}")
+    return ml_collections.ConfigDict(values)
+
+
+def load(spec: str, overrides: typing.Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
+    """Runs `get_config` of a config file and applies overrides.
+
+    Args:
+        spec: `path/to/config.py`, or `path/to/config.py:key=value,flag`.
+        overrides: pairs such as `("optimizer.lr", "3e-4")`, in order. An override may add a key:
+            whether it is legal is for the section's reader to say. Overriding one unit of a
+            duration removes its other units.
+
+    Returns:
+        The config as nested plain dicts.
+
+    Raises:
+        InputError: no such file, no `get_config` in it, or an override below a value.
+    """
+    path, _, arg = spec.partition(":")
+    if not pathlib.Path(path).is_file():
+        raise InputError(f"--config: there is no file {path!r}")
+    module_spec = importlib.util.spec_from_file_location("vitlab_config_file", path)
+    if module_spec is None or module_spec.loader is None:
+        raise InputError(f"--config: {path!r} is not a Python file")
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+    except SyntaxError as e:
+        raise InputError(f"--config: {path}:{e.lineno}: {e.msg}") from e
+    if not hasattr(module, "get_config"):
+        raise InputError(f"--config: {path} does not define get_config(arg)")
+    config = _plain(module.get_config(arg or None))
+    for key, text in overrides:
+        _override(config, key, text)
+    return config
+
+
+def section(values: typing.Mapping[str, Any], cls: type, where: str = "config") -> Any:
+    """Turns a part of a config into the frozen dataclass `cls` that reads it.
+
+    Field types that are understood: bool, int, float, str, `X | None`, `Literal`, `tuple[X, ...]`,
+    `dict[str, X]`, `Duration`, `Any` and nested dataclasses. An int serves as a float.
+
+    Raises:
+        InputError: an unknown key, a missing one, or a value of the wrong type.
+    """
+    if not isinstance(values, typing.Mapping):
+        raise InputError(f"{where} must be a section of keys, not {values!r}")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+    durations = [name for name in fields if hints[name] in (Duration, Duration | None)]
+    legal = [name for name in fields if name not in durations]
+    legal += [f"{name}_{unit}" for name in durations for unit in UNITS]
+    kwargs: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in legal:
+            raise InputError(f"{where}.{key} does not exist{nearest(key, legal)}")
+        stem, _, unit = key.rpartition("_")
+        if key in fields:
+            kwargs[key] = coerce(value, hints[key], f"{where}.{key}")
+        elif stem in kwargs:
+            raise InputError(f"{where}.{key}: {stem}_{kwargs[stem].unit} is set too; keep one")
+        else:
+            amount = coerce(value, float, f"{where}.{key}")
+            if amount < 0:
+                raise InputError(f"{where}.{key} is {value!r}: a duration cannot be negative")
+            kwargs[stem] = Duration(value, unit)
+    for name, field in fields.items():
+        required = (field.default, field.default_factory) == (dataclasses.MISSING,) * 2
+        if required and name not in kwargs:
+            written = f"{name}_steps (or _epochs, _examples)" if name in durations else name
+            raise InputError(f"{where}.{written} is missing")
+    try:
+        return cls(**kwargs)
+    except InputError as e:
+        raise InputError(f"{where}: {e}") from e
+
+
+def as_dict(value: Any) -> Any:
+    """The inverse of `section`: dataclasses to nested plain dicts, defaults written out."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        out = {}
+        for field in dataclasses.fields(value):
+            item = getattr(value, field.name)
+            if isinstance(item, Duration):
+                out[f"{field.name}_{item.unit}"] = item.amount
+            else:
+                out[field.name] = as_dict(item)
+        return out
+    if isinstance(value, dict):
+        return {key: as_dict(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_dict(item) for item in value]
+    return value
+
+
+def hash_of(config: typing.Mapping[str, Any], leave_out: typing.Collection[str] = ()) -> str:
+    """Eight hex digits that name a resolved config.
+
+    Args:
+        config: nested plain dicts.
+        leave_out: dotted keys or sections, such as `"data.workers"`, that do not change results.
+    """
+    return hashlib.sha256(canonical(config, leave_out).encode()).hexdigest()[:8]
+
+
+def canonical(config: typing.Mapping[str, Any], leave_out: typing.Collection[str] = ()) -> str:
+    """A resolved config as JSON text with sorted keys, without the keys in `leave_out`."""
+
+    def keep(value: Any, where: str) -> Any:
+        if not isinstance(value, typing.Mapping):
+            return value
+        paths = {key: f"{where}{key}" for key in value}
+        return {k: keep(v, f"{paths[k]}.") for k, v in value.items() if paths[k] not in leave_out}
+
+    return json.dumps(keep(config, ""), sort_keys=True)
+
+
+def nearest(name: str, legal: typing.Iterable[str]) -> str:
+    """`"; did you mean 'x'?"`, or the list of legal names where none is near."""
+    legal = sorted(legal)
+    close = difflib.get_close_matches(name, legal, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; choose from {', '.join(legal)}" if legal else "; there is nothing to choose from"
+
+
+def parse_value(text: str, like: Any = None) -> Any:
+    """A command-line value: a Python literal, or the text itself where it is none.
+
+    Args:
+        text: what the user wrote.
+        like: the value that it replaces: a string stays a string, so that `1e3` can be a name.
+    """
+    if isinstance(like, str):
+        return text
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def coerce(value: Any, kind: Any, where: str) -> Any:
+    """`value` as the annotation `kind`, or an `InputError` that names `where`."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    wrong = InputError(f"{where} is {value!r} but must be {_type_name(kind)}")
+    if kind is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        for option in args:
+            if option is not type(None):
+                try:
+                    return coerce(value, option, where)
+                except InputError as e:
+                    wrong = e if len(args) == 2 else wrong
+        raise wrong
+    if origin is typing.Literal:
+        if value not in args or isinstance(value, bool) != any(isinstance(a, bool) for a in args):
+            hint = nearest(value, map(str, args)) if isinstance(value, str) else ""
+            raise InputError(f"{wrong}{hint if 'did you' in hint else ''}")
+        return value
+    if origin is tuple or kind is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise wrong
+        if not args:
+            return tuple(value)
+        kinds = [args[0]] * len(value) if args[-1] is Ellipsis else args
+        if len(kinds) != len(value):
+            raise wrong
+        pairs = enumerate(zip(value, kinds, strict=True))
+        return tuple(coerce(v, k, f"{where}[{i}]") for i, (v, k) in pairs)
+    if origin is dict or kind is dict:
+        if not isinstance(value, typing.Mapping):
+            raise wrong
+        item = args[1] if args else Any
+        return {str(k): coerce(v, item, f"{where}.{k}") for k, v in value.items()}
+    if dataclasses.is_dataclass(kind):
+        return value if isinstance(value, kind) else section(value, kind, where)
+    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if (
+        isinstance(kind, type)
+        and isinstance(value, kind)
+        and isinstance(value, bool) == (kind is bool)
+    ):
+        return value
+    raise wrong
+
+
+def _type_name(kind: Any) -> str:
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Literal:
+        return "one of " + ", ".join(repr(a) for a in args)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_type_name(a) for a in args)
+    if kind is type(None):
+        return "None"
+    names = {bool: "True or False", int: "an integer", float: "a number", str: "a string"}
+    if origin is tuple or kind is tuple:
+        return "a list" + (f" of {len(args)} values" if args and args[-1] is not Ellipsis else "")
+    if origin is dict or kind is dict or dataclasses.is_dataclass(kind):
+        return "a section of keys"
+    return names.get(kind, getattr(kind, "__name__", str(kind)))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, ml_collections.ConfigDict):
+        return {key: _plain(value[key]) for key in value}
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _override(config: dict[str, Any], key: str, text: str) -> None:
+    *parents, name = key.split(".")
+    node = config
+    for depth, parent in enumerate(parents):
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise InputError(f"--config.{key}: {'.'.join(parents[: depth + 1])} is no section")
+    stem, _, unit = name.rpartition("_")
+    if unit in UNITS:
+        for other in UNITS:
+            if other != unit:
+                node.pop(f"{stem}_{other}", None)
+    node[name] = parse_value(text, like=node.get(name))

@@ -1,0 +1,96 @@
+"""Decoding of image files to uint8 arrays, on the host."""
+
+import io
+import math
+from typing import Annotated, Literal
+
+import numpy as np
+from PIL import Image
+
+from vitlab.data.arguments import Between
+from vitlab.errors import InputError
+
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+_ORIENTATION = 0x0112  # The EXIF tag: how to turn the stored pixels so that up is up.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Pillow warns from here on and refuses twice as many on its own, whatever a caller allows.
+_MAX_PIXELS = 89_478_485
+
+
+def decode(
+    image: bytes | np.ndarray,
+    channels: Literal[1, 3] = 3,
+    max_pixels: Annotated[int, Between(1, 2 * _MAX_PIXELS)] = _MAX_PIXELS,
+) -> np.ndarray:
+    """Decodes a JPEG, PNG, WebP, BMP or GIF (its first frame) and turns it upright as EXIF says.
+
+    Transparency is dropped, not painted over, and of 16 bits the upper 8 are kept, as TensorFlow
+    does both. An array passes through, whatever its channels (`to_grey`, `grey_to_rgb` change
+    them).
+
+    Args:
+      image: the encoded bytes, or uint8[height, width, channels].
+      channels: 3 for RGB, 1 for grey by the ITU-R 601 luma.
+      max_pixels: the most pixels that an image may have, known from its header before it is
+        decoded: a small file can unpack to many gigabytes.
+
+    Returns:
+      uint8[height, width, channels].
+
+    Raises:
+      InputError: the bytes are no image of these formats, or are damaged, or it is too large.
+    """
+    if isinstance(image, np.ndarray):
+        return image
+    data = bytes(image)
+    try:
+        picture = Image.open(io.BytesIO(data), formats=_FORMATS)
+        if math.prod(picture.size) > max_pixels:
+            width, height = picture.size
+            raise InputError(
+                f"the {picture.format} image has {width} x {height} pixels, which is more than "
+                f"max_pixels={max_pixels}"
+            )
+        picture.load()
+    except InputError:
+        raise
+    except Image.UnidentifiedImageError:
+        raise InputError(
+            f"the image ({len(data)} bytes) is not a JPEG, PNG, WebP, BMP or GIF"
+        ) from None
+    # A damaged file makes Pillow's decoders raise nearly anything: OSError, SyntaxError,
+    # struct.error, zlib.error, IndexError, ... each of which means the same to the user.
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(
+            f"the image ({len(data)} bytes) is damaged or cut short: {reason}"
+        ) from None
+    return _pixels(_upright(picture), channels)
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    try:
+        orientation = picture.getexif().get(_ORIENTATION, 1)
+    except Exception:  # Damaged EXIF says nothing about the pixels, which are fine.
+        return picture
+    return picture.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else picture
+
+
+def _pixels(picture: Image.Image, channels: int) -> np.ndarray:
+    if picture.mode.startswith("I"):  # 16 bits a pixel, in one of several layouts.
+        upper = (np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+        picture = Image.fromarray(upper)
+    elif picture.mode == "P" and "transparency" in picture.info:
+        # The same colours as straight to RGB, without Pillow's warning.
+        picture = picture.convert("RGBA")
+    if channels == 3:
+        return np.asarray(picture.convert("RGB"))
+    return np.asarray(picture.convert("RGB").convert("L"))[..., None]

@@ -1,0 +1,235 @@
+"""Preprocessing strings: how an example's image becomes the model's input.
+
+    pp = Preprocess.parse("decode|inception_crop(224)|flip_lr|randaug(2,10)|value_range(-1,1)")
+    example = pp({"image": jpeg_bytes, "label": 3}, np.random.default_rng(0))
+    inputs = example["image"] * pp.scale + pp.shift  # The step does this on the device.
+
+A string is a chain of ops with arguments, as `vitlab.data.op_strings` reads it. All ops but the
+last run on the host and leave a uint8 image; the last is `value_range(low, high)` or
+`normalize(...)`, an affine map that the compiled step applies, so that images travel to the device
+as bytes. The ops are in `vitlab.data.decode`, `resize`, `image_ops` and `randaugment`; `onehot` and
+the last two are here.
+"""
+
+import dataclasses
+import inspect
+import types
+from typing import Annotated, Any
+
+import numpy as np
+
+from vitlab.data import image_ops
+from vitlab.data.arguments import Between
+from vitlab.data.decode import decode
+from vitlab.data.op_strings import Op, parse_ops, spell_op, unknown
+from vitlab.data.randaugment import randaug, three_augment
+from vitlab.data.resize import resize, resize_small
+from vitlab.errors import InputError
+
+# Means and standard deviations of the channels in units of 0 to 1, as the models that were
+# trained with them have them.
+STATISTICS = types.MappingProxyType(
+    {
+        "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+        "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+        "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+        "fashion_mnist": ((0.2860,), (0.3530,)),
+        "half": ((0.5,), (0.5,)),
+        "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        "mnist": ((0.1307,), (0.3081,)),
+    }
+)
+_Unit = Annotated[float, Between(0, 1)]
+
+
+def onehot(
+    example: dict, num_classes: Annotated[int, Between(1, 10**7)], key: str = "label"
+) -> dict:
+    """Turns an integer of the example into f32[num_classes], 1 at that place and 0 elsewhere.
+
+    Args:
+      example: has the integer `example[key]`.
+      num_classes: the length of the vector.
+      key: which entry.
+
+    Raises:
+      InputError: there is no such entry, or it is not an integer from 0 to num_classes - 1.
+    """
+    if key not in example:
+        raise InputError(f'onehot: the example has no "{key}", only {", ".join(sorted(example))}')
+    value = np.asarray(example[key])
+    if value.shape or value.dtype.kind not in "iu" or not 0 <= value < num_classes:
+        raise InputError(
+            f'onehot: "{key}" is {example[key]!r}, not a whole number from 0 to {num_classes - 1}'
+        )
+    vector = np.zeros(num_classes, np.float32)
+    vector[value] = 1
+    return {**example, key: vector}
+
+
+def value_range(low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
+    """Gives the scale and shift, f32[1] each, that map 0 to `low` and 255 to `high`."""
+    if low >= high:
+        raise InputError(f"needs low < high, not {low:g} and {high:g}")
+    return _float32([(high - low) / 255]), _float32([low])
+
+
+def normalize(
+    statistics: str | None = None,
+    mean: _Unit | tuple[_Unit, ...] | None = None,
+    std: _Unit | tuple[_Unit, ...] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Gives the scale and shift that subtract a mean and divide by a standard deviation.
+
+    Args:
+      statistics: the name of a mean and standard deviation in `STATISTICS`; or else
+      mean: of each channel or of all, in units of 0 to 1.
+      std: the same.
+
+    Returns:
+      Scale and shift, f32[channels] or f32[1], for images of 0 to 255.
+    """
+    if statistics is not None:
+        if mean is not None or std is not None:
+            raise InputError("takes a name or mean and std, not both")
+        if statistics not in STATISTICS:
+            raise InputError(unknown("statistics", statistics, STATISTICS))
+        mean, std = STATISTICS[statistics]
+    if mean is None or std is None:
+        raise InputError(f"needs a name ({', '.join(STATISTICS)}) or both mean and std")
+    mean, std = np.atleast_1d(mean), np.atleast_1d(std)
+    if mean.shape != std.shape and 1 not in (mean.size, std.size):
+        raise InputError(f"has {mean.size} means, but {std.size} standard deviations")
+    if (std <= 0).any():
+        raise InputError("needs standard deviations above 0")
+    mean, std = np.broadcast_arrays(mean, std)
+    return _float32(1 / (255 * std)), _float32(-mean / std)
+
+
+_OPS = types.MappingProxyType(
+    {
+        op.__name__: op
+        for op in (
+            decode,
+            image_ops.grey_to_rgb,
+            image_ops.to_grey,
+            resize,
+            resize_small,
+            image_ops.central_crop,
+            image_ops.random_crop,
+            image_ops.inception_crop,
+            image_ops.flip_lr,
+            image_ops.rotate,
+            randaug,
+            three_augment,
+            onehot,
+        )
+    }
+)
+_LAST_OPS = types.MappingProxyType({op.__name__: op for op in (value_range, normalize)})
+_CHECKS = types.MappingProxyType({"inception_crop": image_ops.check_inception_crop})
+_RANDOM = frozenset(name for name, op in _OPS.items() if "rng" in inspect.signature(op).parameters)
+# Ops on the whole example rather than on its image.
+_ON_EXAMPLE = frozenset({"onehot"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocess:
+    """A parsed preprocessing string, made by `Preprocess.parse`.
+
+    Two of them are equal where their ops and all arguments are. It can be pickled.
+
+    Attributes:
+      ops: the ops in order, the last one being the affine map.
+      scale: f32[channels] or f32[1]; the step computes `image * scale + shift`.
+      shift: f32[channels] or f32[1].
+    """
+
+    ops: tuple[Op, ...]
+    scale: np.ndarray = dataclasses.field(compare=False, repr=False)
+    shift: np.ndarray = dataclasses.field(compare=False, repr=False)
+
+    @classmethod
+    def parse(cls, text: str) -> "Preprocess":
+        """Reads a preprocessing string.
+
+        Raises:
+          InputError: it cannot be read; the line names the column in `text`, counted from 1.
+        """
+        if not isinstance(text, str):
+            raise InputError(f"preprocess must be a string, not {type(text).__name__}")
+        ops = parse_ops(text, _OPS | _LAST_OPS)
+        last = ops[-1]
+        for op in ops[:-1]:
+            if op.name in _LAST_OPS:
+                raise InputError(f"{op.where} must be the last op")
+        for op in ops[1:]:
+            if op.name == "decode":
+                raise InputError(f"{op.where} must be the first op")
+        if last.name not in _LAST_OPS:
+            raise InputError(
+                f"{last.where} cannot be the last op, value_range or normalize must be: add "
+                "|value_range(-1,1)"
+            )
+        for op in ops:
+            try:
+                if op.name in _CHECKS:
+                    _CHECKS[op.name](**dict(op.arguments))
+                elif op is last:
+                    scale, shift = _LAST_OPS[op.name](**dict(op.arguments))
+            except InputError as error:
+                raise InputError(f"{op.where}: {error}") from None
+        return cls(ops, scale, shift)
+
+    def __call__(self, example: dict, rng: np.random.Generator) -> dict:
+        """Runs the host ops.
+
+        Args:
+          example: "image" is the bytes of an image file or uint8[height, width(, channels)]; it
+            is left as it is.
+          rng: the only source of randomness.
+
+        Returns:
+          A new dict, "image" being uint8[height, width, channels].
+
+        Raises:
+          InputError: the image cannot be decoded, or is not what an op needs.
+        """
+        example = {**example, "image": self._checked(example["image"])}
+        for op in self.ops[:-1]:
+            arguments = dict(op.arguments)
+            if op.name in _RANDOM:
+                arguments["rng"] = rng
+            if op.name in _ON_EXAMPLE:
+                example = _OPS[op.name](example, **arguments)
+            else:
+                example["image"] = _OPS[op.name](example["image"], **arguments)
+        image = np.ascontiguousarray(example["image"])
+        if self.scale.size not in (1, image.shape[2]):
+            remedy = ": put grey_to_rgb before it" if image.shape[2] == 1 else ""
+            raise InputError(
+                f"{self.ops[-1].where} is for {self.scale.size} channels, the image has "
+                f"{image.shape[2]}{remedy}"
+            )
+        return {**example, "image": image}
+
+    def _checked(self, image: Any) -> bytes | np.ndarray:
+        if isinstance(image, bytes | bytearray | memoryview):
+            if self.ops[0].name != "decode":
+                raise InputError("preprocess: the image is encoded, so decode must be the first op")
+            return image
+        is_array = isinstance(image, np.ndarray)
+        if not (is_array and image.dtype == np.uint8 and image.ndim in (2, 3) and image.size):
+            found = f"{image.dtype}{list(image.shape)}" if is_array else type(image).__name__
+            raise InputError(
+                f"the image must be bytes or uint8[height, width(, channels)], not {found}"
+            )
+        return image[..., None] if image.ndim == 2 else image
+
+    def __str__(self) -> str:
+        """Gives the shortest string that parses to the same ops."""
+        return "|".join(spell_op(op, (_OPS | _LAST_OPS)[op.name]) for op in self.ops)
+
+
+def _float32(values: Any) -> np.ndarray:
+    return np.asarray(values, np.float32)

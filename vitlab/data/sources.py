@@ -1,0 +1,385 @@
+"""Sources: random access to labelled images, from one string.
+
+| string | what is read |
+|---|---|
+| `digits` | scikit-learn's 1797 scanned digits; nothing to download |
+| `tfds:NAME[/CONFIG][:VERSION][?data_dir=PATH]` | a TFDS set prepared as ArrayRecord |
+| `folder:PATH` | PATH/SPLIT/CLASS/**/*.jpg, or PATH/CLASS/*.jpg as the one split `train` |
+| `idx:PATH[?classes=a,b,c]` | the four files of the MNIST family, plain or gzipped |
+
+Every source understands the split grammar of TFDS (see `splits`).
+"""
+
+import gzip
+import hashlib
+import math
+import os
+import zlib
+from collections.abc import Iterator
+from typing import Any, Protocol
+from urllib.parse import parse_qsl
+
+import numpy as np
+from etils import epath
+
+from vitlab.data.splits import resolve, split_names
+from vitlab.errors import InputError
+
+# A TFDS split of fewer bytes is kept in memory as it is read.
+_KEPT_BYTES = 64 << 20
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+
+
+class Source(Protocol):
+    """Random access to the examples of one split; can be pickled into worker processes.
+
+    An example is a dict with "image" (the encoded bytes of a file, or uint8[height, width] or
+    uint8[height, width, channels]) and "label" (int, the index of its class name).
+    """
+
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        """The number of examples."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Example `index`; an InputError that names it where it cannot be read."""
+
+    def describe(self, index: int) -> str:
+        """What a person would look for when example `index` is wrong: a file name, or split[i]."""
+
+
+def open_source(spec: str, split: str) -> Source:
+    """Opens a source.
+
+    Args:
+        spec: one of the strings above, e.g. "folder:~/flowers".
+        split: e.g. "train", "train[:90%]", "train+test".
+
+    Raises:
+        InputError: anything about the string, the split or the files is wrong.
+    """
+    scheme, _, rest = spec.partition(":")
+    place, _, query = rest.partition("?")
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    if scheme != "digits" and scheme in _OPTIONS and not place:
+        raise InputError(f"source {spec!r} names nothing: write {scheme}:{_EXAMPLES[scheme]}")
+    for key in options:
+        if key not in _OPTIONS.get(scheme, ()):
+            allowed = ", ".join(_OPTIONS.get(scheme, ())) or "no option"
+            raise InputError(f"source {spec!r}: unknown option {key!r}, {scheme}: takes {allowed}")
+    if spec == "digits":
+        from vitlab.data.digits import prepare_digits  # TFDS takes half a second to import.
+
+        return TfdsSource("digits", split, os.fspath(prepare_digits()), spec)
+    if scheme == "tfds":
+        return TfdsSource(place, split, options.get("data_dir"), spec)
+    if scheme == "folder":
+        return FolderSource(place, split)
+    if scheme == "idx":
+        return IdxSource(place, split, options.get("classes"))
+    known = "digits, tfds:NAME, folder:PATH, idx:PATH"
+    raise InputError(f"source {spec!r} is not known: the sources are {known}")
+
+
+_EXAMPLES = {"tfds": "mnist", "folder": "PATH", "idx": "PATH"}
+_OPTIONS = {"tfds": ("data_dir",), "folder": (), "idx": ("classes",)}
+
+
+class FolderSource:
+    """Image files in one folder per class; an example's image is the encoded bytes of its file.
+
+    Where every folder in PATH holds images itself, these are the classes and all of them together
+    are the split "train". Otherwise the folders in PATH are the splits and the folders in each of
+    them the classes; files may lie deeper. Labels are the places of the class names in sorted
+    order, and the class names are those of the split "train" where there is one, else those of all
+    splits together, so a label means the same in every split: a split may lack a class, but may not
+    have one more. Names that begin with "." or "__" are left out.
+
+    The order of the examples is that of a hash of their relative paths: fixed, independent of the
+    file system, and mixed, so that `train[:90%]` holds nine tenths of every class.
+    """
+
+    def __init__(self, path: str, split: str):
+        root = epath.Path(path).expanduser()
+        folders = _subfolders(root)
+        if not folders:
+            raise InputError(f"folder {root} holds no folder of images, one a class is expected")
+        if all(_holds_images(folder) for folder in folders.values()):
+            splits = {"train": folders}
+        else:
+            splits = {name: _subfolders(folder) for name, folder in folders.items()}
+        self._root = os.fspath(root)
+        wanted = dict.fromkeys(split_names(split))
+        for name in wanted:
+            if name not in splits:
+                kind = "has" if splits.keys() == folders.keys() else "holds classes, so has only"
+                raise InputError(
+                    f"folder {root} {kind} the split {', '.join(splits)}: {name!r} does not exist"
+                )
+        classes = splits.get("train") or {c: None for each in splits.values() for c in each}
+        self.class_names = tuple(sorted(classes))
+        files = {name: self._files(splits[name], folders, name) for name in wanted}
+        sizes = {name: len(found) for name, found in files.items()}
+        segments = resolve(split, sizes, f"folder:{root}")
+        examples = [x for name, start, stop in segments for x in files[name][start:stop]]
+        self._paths = [path for path, _ in examples]
+        self._labels = np.array([label for _, label in examples], np.int32)
+
+    def _files(self, classes, folders, split: str) -> list[tuple[str, int]]:
+        """The files of one split, as paths from the root, with labels, in order of the hash."""
+        keyed = []
+        for name, folder in classes.items():
+            if name not in self.class_names:
+                raise InputError(f"folder {folder}: the split train has no class {name!r}")
+            found = list(_image_files(folder))
+            if not found:
+                kinds = ", ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
+                raise InputError(f"class folder {folder} holds no image ({kinds}): remove it")
+            label = self.class_names.index(name)
+            place = os.path.relpath(folder, self._root)
+            for path in found:
+                relative = os.path.join(name, path).encode("utf-8", "surrogateescape")
+                key = hashlib.blake2b(relative, digest_size=16).digest()
+                keyed.append((key, os.path.join(place, path), label))
+        if not keyed:
+            raise InputError(f"split folder {folders[split]} holds no class folder with images")
+        return [(path, label) for _, path, label in sorted(keyed)]
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        try:
+            image = epath.Path(self.describe(index)).read_bytes()
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            raise InputError(f"{self.describe(index)}: cannot be read ({reason})") from error
+        return {"image": image, "label": int(self._labels[index])}
+
+    def describe(self, index: int) -> str:
+        return os.path.join(self._root, self._paths[index])
+
+
+class IdxSource:
+    """The MNIST family's idx files (http://yann.lecun.com/exdb/mnist); images uint8[height, width].
+
+    `PATH` holds train-images-idx3-ubyte, train-labels-idx1-ubyte and the same with t10k for the
+    split "test", each plain or with .gz. Class names come from `?classes=a,b,c`, else from the
+    lines of a classes.txt or labels.txt beside the files, else they are "0" to "9".
+    """
+
+    _PREFIXES = {"train": "train", "test": "t10k"}
+
+    def __init__(self, path: str, split: str, classes: str | None):
+        self._root, self._split = epath.Path(path).expanduser(), split
+        if not self._root.is_dir():
+            raise InputError(f"idx folder {self._root} does not exist or is not a folder")
+        self.class_names = self._read_class_names(classes)
+        self._load()
+        largest = int(self._labels.max())
+        if largest >= len(self.class_names):
+            raise InputError(
+                f"idx folder {self._root} has the label {largest} but {len(self.class_names)} "
+                "class names: name them all with ?classes=a,b,c or one a line in classes.txt"
+            )
+
+    def _read_class_names(self, classes: str | None) -> tuple[str, ...]:
+        if classes is not None:
+            names = classes.split(",")
+        else:
+            listed = [self._root / name for name in ("classes.txt", "labels.txt")]
+            listed = [path for path in listed if path.exists()]
+            names = listed[0].read_text().splitlines() if listed else "0123456789"
+        return tuple(name.strip() for name in names if name.strip())
+
+    def _load(self) -> None:
+        splits = {}
+        for name in dict.fromkeys(split_names(self._split)):
+            if name not in self._PREFIXES:
+                raise InputError(
+                    f"idx folder {self._root} has the splits test, train: {name!r} does not exist"
+                )
+            prefix = self._PREFIXES[name]
+            images = _read_idx(self._root, f"{prefix}-images", dimensions=3)
+            labels = _read_idx(self._root, f"{prefix}-labels", dimensions=1)
+            if len(images) != len(labels):
+                raise InputError(
+                    f"idx folder {self._root}: {len(images)} images but {len(labels)} labels "
+                    f"in the split {name}"
+                )
+            splits[name] = images, labels
+        sizes = {name: len(labels) for name, (_, labels) in splits.items()}
+        segments = resolve(self._split, sizes, f"idx:{self._root}")
+        self._images, self._labels = (
+            np.concatenate([splits[name][part][start:stop] for name, start, stop in segments])
+            for part in (0, 1)
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A worker reads the files itself: cheaper than sending the images through a pipe.
+        return {k: v for k, v in self.__dict__.items() if k not in ("_images", "_labels")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._load()
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": self._images[index], "label": int(self._labels[index])}
+
+    def describe(self, index: int) -> str:
+        return f"idx:{self._root} {self._split}[{index}]"
+
+
+class TfdsSource:
+    """A TFDS set prepared as ArrayRecord, read by `tfds` without TensorFlow.
+
+    Images stay the encoded bytes of the record. Only "image" and "label" are handed on.
+    """
+
+    def __init__(self, name: str, split: str, data_dir: str | None, spec: str):
+        import tensorflow_datasets as tfds
+
+        if data_dir is not None:
+            data_dir = os.path.expanduser(data_dir)
+        builder = _tfds_builder(name, data_dir, spec)
+        features = builder.info.features
+        if not {"image", "label"} <= set(features):
+            raise InputError(f"{spec} has no image and label but {', '.join(sorted(features))}")
+        if not isinstance(features["label"], tfds.features.ClassLabel):
+            raise InputError(f"{spec}: the feature label is no class label")
+        self.class_names = tuple(features["label"].names)
+        self._spec, self._split = spec, split
+        sizes = {name: info.num_examples for name, info in builder.info.splits.items()}
+        ranges = resolve(split, sizes, spec)
+        segments = [f"{name}[{start}:{stop}]" for name, start, stop in ranges]
+        images = [key for key, value in features.items() if isinstance(value, tfds.features.Image)]
+        self._records = builder.as_data_source(
+            "+".join(segments),
+            decoders={key: tfds.decode.SkipDecoding() for key in images},
+            file_format="array_record",
+        )
+        stored = sum(builder.info.splits[name].num_bytes for name in {r.name for r in ranges})
+        # Parsing a record takes TFDS 40 microseconds, much of what a tiny image costs in all.
+        self._kept: dict[int, dict[str, Any]] | None = {} if stored < _KEPT_BYTES else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": None if self._kept is None else {}}
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if self._kept is not None and index in self._kept:
+            return dict(self._kept[index])
+        try:
+            example = self._records[index]
+        except (OSError, RuntimeError, ValueError) as error:
+            raise InputError(f"{self.describe(index)}: cannot be read ({_line(error)})") from error
+        example = {"image": example["image"], "label": int(example["label"])}
+        if self._kept is not None:
+            self._kept[index] = dict(example)
+        return example
+
+    def describe(self, index: int) -> str:
+        return f"{self._spec} {self._split}[{index}]"
+
+
+def _tfds_builder(name: str, data_dir: str | None, spec: str):
+    """The builder of a set that is prepared as ArrayRecord; an InputError says how to get there."""
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    except tfds.core.DatasetNotFoundError:
+        where = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+        raise InputError(f"{spec}: TFDS knows no set {name!r} and {where} holds none") from None
+    except (ValueError, AssertionError, RuntimeError) as error:
+        raise InputError(f"{spec}: {_line(error)}") from error
+    if not builder.is_prepared():
+        where = f", data_dir={data_dir!r}" if data_dir else ""
+        raise InputError(
+            f"{spec} is not prepared in {builder.data_dir}: run "
+            f'python -c "import tensorflow_datasets as tfds; '
+            f"tfds.builder({name!r}{where}, file_format='array_record')"
+            '.download_and_prepare()" (once; pip install tensorflow importlib_resources for it)'
+        )
+    # The builder in TFDS's code overlooks a second format that a conversion has added.
+    builder = tfds.builder_from_directory(builder.data_dir)
+    formats = {each.value for each in builder.info.available_file_formats()}
+    if "array_record" not in formats:
+        raise InputError(
+            f"{spec} is prepared as {', '.join(sorted(formats))}, which has no random access: run "
+            f"tfds convert_format --dataset_version_dir={builder.data_dir} "
+            "--out_file_format=array_record (once; pip install tensorflow apache-beam mlcroissant "
+            "for it)"
+        )
+    return builder
+
+
+def _entries(folder: epath.Path) -> list[epath.Path]:
+    """What lies in a folder, sorted, without hidden names."""
+    try:
+        found = sorted(folder.iterdir())
+    except FileNotFoundError:
+        raise InputError(f"folder {folder} does not exist") from None
+    except NotADirectoryError:
+        raise InputError(f"{folder} is a file: a folder of images is expected") from None
+    except OSError as error:
+        raise InputError(f"folder {folder} cannot be read ({error.strerror})") from error
+    return [path for path in found if not path.name.startswith((".", "__"))]
+
+
+def _subfolders(folder: epath.Path) -> dict[str, epath.Path]:
+    return {path.name: path for path in _entries(folder) if path.is_dir()}
+
+
+def _holds_images(folder: epath.Path) -> bool:
+    return any(path.suffix.lower() in IMAGE_SUFFIXES for path in _entries(folder))
+
+
+def _image_files(folder: epath.Path) -> Iterator[str]:
+    """Every image file below `folder`, as a path from there."""
+
+    def stop(error: OSError):
+        raise InputError(f"folder {error.filename} cannot be read ({error.strerror})") from error
+
+    top = os.fspath(folder)
+    for where, _, names in folder.walk(on_error=stop):
+        below = os.fspath(where)[len(top) :].lstrip("/")
+        for name in names:
+            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
+                yield os.path.join(below, name)
+
+
+def _read_idx(root: epath.Path, stem: str, dimensions: int) -> np.ndarray:
+    """Reads uint8[count, ...] from the idx file `stem`: a magic number, the sizes, the bytes."""
+    names = [f"{stem}{dot}idx{dimensions}-ubyte{gz}" for dot in "-." for gz in ("", ".gz")]
+    paths = [root / name for name in names if (root / name).exists()]
+    if not paths:
+        raise InputError(f"idx folder {root} has no {names[0]} (nor with .gz)")
+    path = paths[0]
+    try:
+        content = path.read_bytes()
+        content = gzip.decompress(content) if path.suffix == ".gz" else content
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path} cannot be read ({_line(error)})") from error
+    # The magic number: two zeros, 8 for unsigned bytes, the number of dimensions.
+    if content[:4] != bytes([0, 0, 8, dimensions]):
+        raise InputError(f"{path} is no idx file of {dimensions}-dimensional bytes (magic number)")
+    start = 4 + 4 * dimensions
+    shape = np.frombuffer(content[4:start].ljust(start - 4, b"\0"), ">u4").tolist()
+    if len(content) != start + math.prod(shape):
+        raise InputError(
+            f"{path} is truncated or damaged: {start + math.prod(shape)} bytes expected for "
+            f"{' x '.join(map(str, shape))}, {len(content)} found"
+        )
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+
+
+def _line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__

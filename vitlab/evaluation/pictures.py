@@ -1,0 +1,323 @@
+"""Pictures of a run, for a person to look at: curves, confusion matrix, image grid, calibration.
+
+Each function writes one PNG and returns nothing. Figures are made without pyplot, so there is no
+global state and no display. Colours are Okabe and Ito's, which colour-blind readers tell apart.
+Text is never read as mathematics: class names may hold "$" and "_".
+"""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from etils import epath
+from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
+
+from vitlab.errors import InputError
+from vitlab.evaluation.classification import calibration_bins, expected_calibration_error
+
+_TRAIN_COLOR = "#8A8A8A"
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_INK = "#262626"
+_FAINT = "#D9D9D9"
+_DPI = 150
+# What each panel of `curves` shows, by the last part of a metric's name, the first that occurs.
+_PANELS = {"loss": ("loss", "nll"), "accuracy": ("accuracy",)}
+_MAX_LABELLED_CLASSES = 50
+_MAX_ANNOTATED_CLASSES = 20
+
+
+def curves(records: Sequence[Mapping[str, float]], path: epath.PathLike) -> None:
+    """Loss and accuracy against the step, of training and of each evaluator.
+
+    Args:
+      records: the rows of `metrics.jsonl`, such as `{"step": 100, "train/loss": 1.2}`; a row holds
+        what was measured at its step. An evaluator without a loss shows its nll.
+      path: of the PNG.
+
+    Raises:
+      InputError: a record has no "step".
+    """
+    for number, record in enumerate(records):
+        if "step" not in record:
+            raise InputError(f"curves: record {number} has no step: {dict(record)}")
+    panels = {title: _series(records, names) for title, names in _PANELS.items()}
+    panels = {title: series for title, series in panels.items() if series}
+    if not panels:
+        _write(_nothing("no loss and no accuracy was recorded"), path)
+        return
+    sources = sorted({source for series in panels.values() for source in series})
+    sources.sort(key=lambda source: source != "train")
+    evaluators = [source for source in sources if source != "train"]
+    colors = {source: _COLORS[i % len(_COLORS)] for i, source in enumerate(evaluators)}
+    colors["train"] = _TRAIN_COLOR
+
+    figure = Figure(figsize=(5.4 * len(panels), 3.9), layout="constrained")
+    for axes, (title, series) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+    ):
+        _style(axes, title=title, xlabel="step")
+        axes.grid(axis="y", color=_FAINT, linewidth=0.6)
+        for source in (source for source in sources if source in series):
+            _curve(axes, *series[source], colors[source], source)
+        legend = axes.legend(frameon=False, fontsize=9, labelcolor=_INK)
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    _write(figure, path)
+
+
+def confusion_matrix(matrix: np.ndarray, class_names: Sequence[str], path: epath.PathLike) -> None:
+    """The confusion matrix as fractions of each true class.
+
+    Args:
+      matrix: int[classes, classes] of counts, true class in rows.
+      class_names: of the classes in order. Names are written for up to 50 classes, percentages for
+        up to 20.
+      path: of the PNG.
+
+    Raises:
+      InputError: the matrix is not square or the names are not as many.
+    """
+    matrix = np.asarray(matrix)
+    classes = len(class_names)
+    if matrix.shape != (classes, classes):
+        raise InputError(
+            f"confusion_matrix: matrix {matrix.shape} must be [{classes}, {classes}], "
+            "as many rows and columns as class names"
+        )
+    # A class without an example has an empty row.
+    fraction = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    labelled = classes <= _MAX_LABELLED_CLASSES
+    annotated = classes <= _MAX_ANNOTATED_CLASSES
+    size = min(max(4.2, 1.8 + 0.42 * classes), 9.0)
+    figure = Figure(figsize=(size + 0.9, size), layout="constrained")
+    axes = figure.subplots()
+    _style(axes, title=f"accuracy {_percent(np.trace(matrix) / max(matrix.sum(), 1))}")
+    axes.set_xlabel("predicted class", color=_INK)
+    axes.set_ylabel("true class", color=_INK)
+    # The root makes rare confusions visible beside the diagonal. Where classes outnumber pixels,
+    # averaging the numbers keeps a lone cell, which picking the nearest one would drop.
+    image = axes.imshow(
+        fraction,
+        cmap="Blues",
+        norm=PowerNorm(0.5, 0, 1),
+        interpolation="nearest" if labelled else "antialiased",
+        interpolation_stage="data",
+    )
+    for side in axes.spines.values():
+        side.set_visible(True)
+        side.set_color(_FAINT)
+    if labelled:
+        names = [_shorten(name, 18) for name in class_names]
+        fontsize = 9 if annotated else 7
+        axes.set_xticks(range(classes), names)
+        if max(map(len, names)) * 0.085 * classes > size - 1.4:  # inches of text, and those there
+            axes.tick_params(axis="x", labelrotation=45)
+            for text in axes.get_xticklabels():
+                text.set(ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(classes), names)
+        for text in (*axes.get_xticklabels(), *axes.get_yticklabels()):
+            text.set(parse_math=False, fontsize=fontsize, color=_INK)
+        axes.tick_params(length=0)
+    else:
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.set_xlabel(f"predicted class (0 to {classes - 1}, left to right)", color=_INK)
+        axes.set_ylabel(f"true class (0 to {classes - 1}, top to bottom)", color=_INK)
+    if annotated:
+        for row, column in np.argwhere(matrix > 0):
+            value = fraction[row, column]
+            axes.text(
+                column,
+                row,
+                "<1" if value < 0.01 else ">99" if 0.99 < value < 1 else f"{100 * value:.0f}",
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="white" if value > 0.35 else _INK,
+            )
+    bar = figure.colorbar(image, ax=axes, fraction=0.045, pad=0.02, ticks=[0, 0.05, 0.2, 0.5, 1])
+    bar.ax.set_yticklabels(["0", "5", "20", "50", "100"], fontsize=8, color=_INK)
+    bar.set_label("% of the true class", fontsize=9, color=_INK)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(length=0)
+    _write(figure, path)
+
+
+def image_grid(images: np.ndarray, titles: Sequence[str], path: epath.PathLike) -> None:
+    """Images in rows, each under its title; for the worst mistakes, say.
+
+    Args:
+      images: uint8[n, height, width, 1 or 3]; small ones are enlarged without smoothing.
+      titles: n texts of one or more lines; a line too long for its image is cut short. Without any
+        images the picture says so.
+      path: of the PNG.
+
+    Raises:
+      InputError: the images are of another shape or type, or the titles are not as many.
+    """
+    images = np.asarray(images)
+    if images.ndim != 4 or images.shape[-1] not in (1, 3) or images.dtype != np.uint8:
+        raise InputError(
+            f"image_grid: images {images.dtype}{list(images.shape)} must be "
+            "uint8[n, height, width, 1 or 3]"
+        )
+    if len(images) != len(titles):
+        raise InputError(f"image_grid: {len(images)} images have {len(titles)} titles")
+    if not len(images):
+        _write(_nothing("no images"), path)
+        return
+    height, width = images.shape[1:3]
+    # Of four to eight columns, what leaves the fewest places empty.
+    columns = min(len(images), min(range(4, 9), key=lambda c: (-len(images) % c, c)))
+    rows = math.ceil(len(images) / columns)
+    lines = max(title.count("\n") + 1 for title in titles)
+    cell = 1.75
+    figure = Figure(
+        figsize=(columns * cell, rows * (0.9 * cell * height / width + 0.1 + 0.17 * lines)),
+        layout="constrained",
+    )
+    figure.get_layout_engine().set(w_pad=0.04, h_pad=0.04)
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in grid:
+        axes.set_axis_off()
+    small = max(height, width) < cell * _DPI
+    for axes, image, title in zip(grid, images, titles, strict=False):
+        axes.imshow(
+            image.repeat(3 // image.shape[-1], axis=-1),
+            interpolation="nearest" if small else "antialiased",
+        )
+        short = "\n".join(_shorten(line, 22) for line in title.split("\n"))
+        axes.set_title(short, fontsize=8, color=_INK, pad=3, linespacing=1.15, parse_math=False)
+    _write(figure, path)
+
+
+def reliability_diagram(confidence: np.ndarray, correct: np.ndarray, path: epath.PathLike) -> None:
+    """Accuracy against confidence in 15 bins, and how many examples each bin holds.
+
+    Args:
+      confidence: f32[n], the largest softmax probability of each example.
+      correct: bool[n], whether the prediction was right.
+      path: of the PNG.
+
+    Raises:
+      InputError: there are no examples, or the two arrays are not both [n].
+    """
+    bins = calibration_bins(confidence, correct)
+    used = bins.count > 0
+    n = len(bins.count)
+    left = np.arange(n)[used] / n
+    figure = Figure(figsize=(4.6, 5.2), layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3.2, 1])
+    error = expected_calibration_error(confidence, correct)
+    _style(top, title=f"expected calibration error {_percent(error)}")
+    top.bar(
+        left,
+        bins.accuracy[used],
+        1 / n,
+        align="edge",
+        color=_COLORS[0],
+        edgecolor="white",
+        linewidth=0.8,
+        label="accuracy",
+    )
+    top.plot([0, 1], [0, 1], color=_INK, linewidth=1, linestyle=(0, (4, 3)), label="calibrated")
+    top.plot(
+        bins.confidence[used],
+        bins.accuracy[used],
+        "o",
+        color=_COLORS[1],
+        markeredgecolor="white",
+        markersize=6,
+        clip_on=False,
+        zorder=3,
+        label="accuracy at the mean confidence",
+    )
+    top.set(xlim=(0, 1), ylim=(0, 1.02))
+    top.set_ylabel("accuracy", color=_INK)
+    top.legend(loc="upper left", frameon=False, fontsize=8, labelcolor=_INK)
+    _style(bottom, xlabel="confidence")
+    bottom.bar(
+        left,
+        100 * bins.count[used] / bins.count.sum(),
+        1 / n,
+        align="edge",
+        color=_TRAIN_COLOR,
+        edgecolor="white",
+        linewidth=0.8,
+    )
+    bottom.set_ylabel("% of examples", color=_INK)
+    _write(figure, path)
+
+
+def _series(records, names) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Steps and values of each source ("train", "test") that has one of the names of a metric."""
+    series = {}
+    for source in dict.fromkeys(key.rpartition("/")[0] for record in records for key in record):
+        for name in names:
+            points = [
+                (record["step"], record[f"{source}/{name}"])
+                for record in records
+                if record.get(f"{source}/{name}") is not None
+            ]
+            if points and source:
+                steps, values = np.array(sorted(points), np.float64).T
+                series[source] = (steps, values)
+                break
+    return series
+
+
+def _curve(axes: Axes, steps, values, color: str, label: str) -> None:
+    """Few points as they are; many as a running mean over a faint line of them all."""
+    window = len(values) // 100
+    if window < 2:
+        marker = "o" if len(values) <= 30 else None
+        axes.plot(steps, values, color=color, linewidth=1.8, marker=marker, markersize=3.5)
+    else:
+        axes.plot(steps, values, color=color, linewidth=0.6, alpha=0.3)
+        smooth = np.convolve(values, np.ones(window) / window, mode="valid")
+        values = smooth
+        axes.plot(steps[window - 1 :], smooth, color=color, linewidth=1.8)
+    finite = values[np.isfinite(values)]
+    last = f"  {finite[-1]:.4g}" if len(finite) else ""
+    axes.lines[-1].set_label(label + last)
+
+
+def _style(axes: Axes, title: str = "", xlabel: str = "") -> None:
+    axes.set_title(title, fontsize=11, color=_INK, loc="left")
+    axes.set_xlabel(xlabel, color=_INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(_TRAIN_COLOR)
+    axes.tick_params(colors=_INK, labelsize=9, color=_TRAIN_COLOR)
+    axes.set_axisbelow(True)
+
+
+def _nothing(message: str) -> Figure:
+    figure = Figure(figsize=(4, 1.2))
+    figure.text(0.5, 0.5, message, ha="center", va="center", color=_INK)
+    return figure
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.2f} %"
+
+
+def _shorten(text: str, length: int) -> str:
+    """Cuts from the middle: what tells two long names apart, or a probability, is often last."""
+    if len(text) <= length:
+        return text
+    tail = (length - 1) // 2
+    return text[: length - 1 - tail] + "…" + text[-tail:]
+
+
+def _write(figure: Figure, path: epath.PathLike) -> None:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=_DPI, facecolor="white")
+    path = epath.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(buffer.getvalue())

@@ -1,0 +1,1 @@
+"""Flax Linen modules, each with the loss that defines it."""

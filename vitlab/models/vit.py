@@ -1,0 +1,399 @@
+"""The Vision Transformer (Dosovitskiy et al., 2010.11929) and what the field has added since.
+
+Patches of the image become tokens with positions, blocks of attention and MLP turn them into
+features, a pool and a head turn those into logits. The defaults are the paper's; the models of
+big_vision, DeiT III, MAE, DINOv2, DINOv3 and SigLIP are settings of `ViT`'s fields.
+"""
+
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, get_args, get_origin
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+from vitlab.errors import InputError
+from vitlab.ops.attention import attention
+from vitlab.ops.positions import apply_rope, resize_position_embedding, rope_2d, sincos_2d
+
+# Width, depth, MLP width, heads: 2106.04560 table 2, but Ti and S are DeiT's and So400m SigLIP's.
+VARIANTS = {
+    "mu": (32, 1, 128, 2),
+    "Ti": (192, 12, 768, 3),
+    "S": (384, 12, 1536, 6),
+    "M": (512, 12, 2048, 8),
+    "B": (768, 12, 3072, 12),
+    "L": (1024, 24, 4096, 16),
+    "So400m": (1152, 27, 4304, 16),
+    "H": (1280, 32, 5120, 16),
+    "g": (1408, 40, 6144, 16),
+    "G": (1664, 48, 8192, 16),
+}
+XAVIER = nn.initializers.xavier_uniform()
+# MAE draws query, key and value as one [width, 3 width] kernel, and the patch kernel as a matrix.
+XAVIER_QKV = nn.initializers.variance_scaling(0.5, "fan_avg", "uniform")
+XAVIER_PATCH = nn.initializers.xavier_uniform(in_axis=(0, 1, 2), out_axis=3)
+
+
+class Attention(nn.Module):
+    """Multi-head attention of `x` to `memory`, or to itself. `qk_norm` makes a norm, or is None."""
+
+    num_heads: int
+    qkv_bias: str = "qkv"
+    qk_norm: Callable | None = None
+    qkv_init: Callable = XAVIER
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, memory=None, rope=None):
+        """x: f[batch, queries, width]; memory: f[batch, keys, width]; rope: see `apply_rope`."""
+        dense = partial(nn.Dense, x.shape[-1], dtype=self.dtype)
+
+        def project(name, inputs):
+            bias = name[0] in self.qkv_bias
+            y = dense(use_bias=bias, kernel_init=self.qkv_init, name=name)(inputs)
+            return rearrange(y, "b t (h d) -> b t h d", h=self.num_heads)
+
+        memory = x if memory is None else memory
+        query, key, value = project("query", x), project("key", memory), project("value", memory)
+        if self.qk_norm:
+            query, key = self.qk_norm(name="query_norm")(query), self.qk_norm(name="key_norm")(key)
+        if rope is not None:
+            query, key = apply_rope(query, rope), apply_rope(key, rope)
+        y = rearrange(attention(query, key, value), "b t h d -> b t (h d)")
+        return dense(kernel_init=XAVIER, name="out")(y)
+
+
+class Mlp(nn.Module):
+    """The feed-forward layer. `kind`: "gelu" (exact), "gelu_tanh" or "swiglu" (2002.05202)."""
+
+    mlp_dim: int
+    kind: str = "gelu"
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, key=None):
+        """x: f[..., width] -> the same; key: for the dropout, None turns it off."""
+        bias_init = nn.initializers.normal(1e-6)
+        dense = partial(nn.Dense, kernel_init=XAVIER, bias_init=bias_init, dtype=self.dtype)
+        y = dense(self.mlp_dim, name="fc1")(x)
+        if self.kind == "swiglu":
+            y = nn.silu(dense(self.mlp_dim, name="gate")(x)) * y
+        else:
+            y = nn.gelu(y, approximate=self.kind == "gelu_tanh")
+        y = nn.Dropout(self.dropout)(y, deterministic=key is None, rng=key)
+        return dense(x.shape[-1], name="fc2")(y)
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    make_attention: Callable
+    make_mlp: Callable
+    make_norm: Callable
+    layer_scale: float | None = None
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x, rope=None, key=None, drop_rate=None):
+        """x: f[batch, tokens, width] -> the same, and {suffix of the stage's name: its value}.
+
+        key: for the random draws, None turns them off; drop_rate: the probability of skipping a
+        branch for a whole example (stochastic depth, 1603.09382), which may be traced.
+        """
+        keys = [None] * 5 if key is None else jax.random.split(key, 5)
+
+        def branch(y, i):
+            y = nn.Dropout(self.dropout)(y, deterministic=key is None, rng=keys[i])
+            if self.layer_scale is not None:
+                init = nn.initializers.constant(self.layer_scale)
+                y = y * self.param(f"layer_scale{i}", init, y.shape[-1:]).astype(y.dtype)
+            if key is not None and drop_rate is not None:
+                keep = jax.random.bernoulli(keys[i + 2], 1 - drop_rate, (len(y), 1, 1))
+                y = y * (keep / (1 - drop_rate)).astype(y.dtype)
+            return y
+
+        y = self.make_norm(name="norm1")(x)
+        attended = branch(self.make_attention(name="attention")(y, rope=rope), 1)
+        x = x + attended
+        y = self.make_norm(name="norm2")(x)
+        transformed = branch(self.make_mlp(name="mlp")(y, keys[0]), 2)
+        x = x + transformed
+        return x, {"/attention": attended, "/mlp": transformed, "": x}
+
+
+class Encoder(nn.Module):
+    """`depth` blocks, each from `make_block`, with drop_path rates growing linearly from 0."""
+
+    depth: int
+    make_block: Callable
+    drop_path: float = 0.0
+    scan: bool = False
+
+    @nn.compact
+    def __call__(self, x, rope=None, key=None):
+        """x: f[batch, tokens, width] -> the same, and {"block_0", "block_0/attention", ...}.
+
+        A block's parameters are its own, and its random draws depend on `key` and its index alone,
+        with `scan` (which compiles one block and loops over the stacked parameters) as without.
+        """
+        fold = partial(jax.random.fold_in, key)
+        keys = None if key is None else jax.vmap(fold)(jnp.arange(self.depth))
+        rates = jnp.linspace(0, self.drop_path, self.depth) if self.drop_path else None
+        scan, stages = self.scan and not self.is_initializing(), {}
+        if scan:
+            params = (self.variables["params"][f"block_{i}"] for i in range(self.depth))
+            params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
+            block = self.make_block(parent=None)
+
+            def step(x, layer):
+                return block.apply({"params": layer[0]}, x, rope, *layer[1:])
+
+            x, stacked = jax.lax.scan(step, x, (params, keys, rates))
+        for i in range(self.depth):
+            if scan:
+                values = jax.tree.map(lambda a, i=i: a[i], stacked)
+            else:
+                key, rate = jax.tree.map(lambda a, i=i: a[i], (keys, rates))
+                x, values = self.make_block(name=f"block_{i}")(x, rope, key, rate)
+            stages |= {f"block_{i}{suffix}": value for suffix, value in values.items()}
+        return x, stages
+
+
+class LearnedPosition(nn.Module):
+    """A table of positions, f32[rows, columns, width], drawn for the grid that `init` sees. On
+    another grid it is interpolated, bicubic and antialiased as in timm; a checkpoint made for
+    another interpolation is resized by that one when it is loaded (`ops.positions`)."""
+
+    width: int
+    std: float
+
+    @nn.compact
+    def __call__(self, grid):
+        # Not self.param alone, which refuses a stored table of another grid.
+        table = self.get_variable("params", "table")
+        if table is None:
+            table = self.param("table", nn.initializers.normal(self.std), (*grid, self.width))
+        rows = table.reshape(1, -1, self.width)
+        rows = resize_position_embedding(rows, grid, old_grid=table.shape[:2])
+        return rows.reshape(*grid, self.width)
+
+
+class MAPHead(nn.Module):
+    """Multi-head attention pooling (2106.04560): a learned probe attends to the tokens."""
+
+    make_attention: Callable
+    make_mlp: Callable
+    make_norm: Callable
+
+    @nn.compact
+    def __call__(self, x):
+        """x: f[batch, tokens, width] -> f[batch, width]."""
+        probe = self.param("probe", XAVIER, (1, 1, x.shape[-1])).astype(x.dtype)
+        x = self.make_attention(name="attention")(jnp.repeat(probe, len(x), axis=0), x)
+        x = x + self.make_mlp(name="mlp")(self.make_norm(name="norm")(x))
+        return x[:, 0]
+
+
+class ViT(nn.Module):
+    """A Vision Transformer: `ViT("S/16", num_classes=1000)`, or by `width`, `depth` and so on.
+
+    `output, intermediates = model.apply(variables, images, train=False)`, images
+    f[batch, height, width, channels] with sides that the patch divides, square or not; training
+    with any dropout needs `rngs={"dropout": key}`. Tokens are ordered class, registers, patches.
+    """
+
+    variant: str | None = None  # of VARIANTS, alone or as "S/16"; the next five fields override it
+    patch_size: int | None = None
+    width: int | None = None
+    depth: int | None = None
+    mlp_dim: int | None = None  # without a variant 4 x width
+    num_heads: int | None = None
+    num_classes: int | None = None  # None: no head, the output is what the head would get
+    pos_embed: Literal["learned", "sincos2d", "sincos2d_mae", "rope", "none"] = "learned"
+    rope_theta: float = 100.0
+    pool: Literal["cls", "gap", "map", "none"] = "cls"  # gap, map: of patches; none: every token
+    class_token: bool | None = None  # None: only if the pool is cls
+    class_position: bool = True  # learned positions have one for the class token too
+    num_registers: int = 0  # 2309.16588
+    mlp: Literal["gelu", "gelu_tanh", "swiglu"] = "gelu"
+    qkv_bias: Literal["qkv", "qv", "none"] = "qkv"  # which of query, key, value have one
+    qk_norm: bool = False  # 2302.05442
+    layer_scale: float | None = None  # its initial value (2103.17239); None: there is none
+    pre_norm: bool = False  # a norm before the blocks, and no bias of the patch embedding (CLIP)
+    norm_after_pool: bool = False  # the last norm is after the pool (MAE's fine-tuning)
+    rep_size: int | bool = False  # width of a tanh layer before the head; True: the model's
+    weight_init: Literal["big_vision", "mae"] = "big_vision"  # patch, qkv, class token, positions
+    head_init_std: float = 0.0  # of the head, normal; its bias is 0
+    norm_eps: float = 1e-6
+    dropout: float = 0.0  # of the tokens, of each branch and inside the MLP
+    drop_path: float = 0.0  # the last block's rate; it grows linearly over the depth, from 0
+    patch_dropout: float = 0.0  # fraction of patches left out of a training step (2212.00794)
+    scan: bool = False  # compile one block and loop over it: same parameters, same outputs
+    # What the backward pass computes again: nothing, all, or by a policy in jax.checkpoint_policies
+    remat: Literal["none", "full", "dots_saveable", "dots_with_no_batch_dims_saveable"] = "none"
+    dtype: Any = jnp.float32  # of the computation; parameters are float32
+
+    def __post_init__(self):
+        size, slash, patch = (self.variant or "").partition("/")
+        if self.variant is not None and (size not in VARIANTS or bool(slash) != patch.isdecimal()):
+            legal = f"one of {', '.join(VARIANTS)}, alone or with a patch size as in 'S/16'"
+            raise InputError(f"ViT variant {self.variant!r} is unknown: it must be {legal}")
+        sizes = VARIANTS.get(size, (self.width, None, 4 * (self.width or 0), None))
+        fields = ("width", "depth", "mlp_dim", "num_heads", "patch_size")
+        for field, value in zip(fields, (*sizes, int(patch or 0)), strict=True):
+            if getattr(self, field) is None:
+                setattr(self, field, value)
+            if (getattr(self, field) or 0) < 1:
+                raise InputError(f"ViT needs a positive {field}, or a variant such as 'S/16'")
+        for field, kind in ViT.__annotations__.items():
+            value, legal = getattr(self, field), get_args(kind)
+            if get_origin(kind) is Literal and value not in legal:
+                raise InputError(f"ViT {field} is {value!r}: one of {', '.join(legal)}")
+            if field in ("dropout", "drop_path", "patch_dropout") and not 0 <= value < 1:
+                raise InputError(f"ViT {field} is {value}: it must be in [0, 1)")
+        unit = self.num_heads * {"rope": 4}.get(self.pos_embed, 1)
+        if self.width % unit:
+            heads = f"num_heads={self.num_heads} and pos_embed={self.pos_embed}"
+            raise InputError(f"ViT width {self.width} is no multiple of {unit}, with {heads}")
+        if self.class_token is None:
+            self.class_token = self.pool == "cls"
+        if self.pool == "cls" and not self.class_token:
+            raise InputError("ViT pool='cls' needs a class token, but class_token is False")
+        super().__post_init__()
+
+    def setup(self):
+        width, mae, dtype = self.width, self.weight_init == "mae", self.dtype
+        patch, normal = (self.patch_size, self.patch_size), nn.initializers.normal
+        init = XAVIER_PATCH if mae else nn.initializers.lecun_normal()
+        conv = partial(nn.Conv, padding="VALID", kernel_init=init, dtype=dtype)
+        self.patch_embedding = conv(width, patch, patch, use_bias=not self.pre_norm)
+        std = 0.02 if mae else width**-0.5
+        self.position_embedding = LearnedPosition(width, std)
+        prefix = []
+        if self.class_token:
+            prefix += [self.param("cls", normal(0.02 if mae else 0.0), (1, 1, width))]
+        if self.class_token and self.class_position and self.pos_embed == "learned":
+            prefix[0] += self.param("cls_position", normal(std), (1, 1, width))
+        if self.num_registers:  # not zeros: registers that start equal stay equal
+            prefix += [self.param("registers", normal(0.02), (1, self.num_registers, width))]
+        self.prefix = prefix
+
+        # The variance in two passes: the difference of one pass cancels where the mean is large.
+        norm = partial(nn.LayerNorm, self.norm_eps, use_fast_variance=False, dtype=dtype)
+        attend = partial(Attention, self.num_heads, dtype=dtype)
+        mlp = partial(Mlp, self.mlp_dim, self.mlp, dtype=dtype)
+        qkv = {"qkv_bias": self.qkv_bias, "qkv_init": XAVIER_QKV if mae else XAVIER}
+        block_attend = partial(attend, qk_norm=norm if self.qk_norm else None, **qkv)
+        block_mlp = partial(mlp, dropout=self.dropout)
+        block = Block
+        if self.remat != "none":
+            policy = getattr(jax.checkpoint_policies, self.remat, None)
+            block = nn.remat(Block, policy=policy, prevent_cse=not self.scan)
+        block = partial(block, block_attend, block_mlp, norm, self.layer_scale, self.dropout)
+        self.token_dropout = nn.Dropout(self.dropout)
+        self.encoder = Encoder(self.depth, block, self.drop_path, self.scan)
+        self.norm_pre, self.norm, self.fc_norm = norm(), norm(), norm()
+        self.map_head = MAPHead(attend, mlp, norm)
+        self.pre_logits = nn.Dense(width if self.rep_size is True else self.rep_size, dtype=dtype)
+        head_init = normal(self.head_init_std)  # of 0: zeros
+        self.head = nn.Dense(self.num_classes or 0, kernel_init=head_init, dtype=dtype)
+
+    def embed(self, images):
+        """images f[batch, height, width, channels] -> the patches' tokens with positions,
+        f[batch, patches, width]; the rotary table f32[patches, 2, head_dim // 2] or None; stages.
+        Raises InputError if the patch does not divide the images."""
+        p, (height, width) = self.patch_size, (*images.shape, 0, 0)[1:3]
+        if images.ndim != 4 or height % p or width % p or not height * width:
+            fit = " x ".join(str(max(side // p, 1) * p) for side in (height, width))
+            legal = f"(batch, height, width, channels) in whole patches of {p}: {fit}, say"
+            raise InputError(f"ViT images are {images.shape}, but must be {legal}")
+        grid = (height // p, width // p)
+        x = self.patch_embedding(images)
+        stages, rope = {"patch_embedding": x}, None
+        if self.pos_embed == "learned":
+            x = x + self.position_embedding(grid).astype(x.dtype)
+        elif self.pos_embed == "rope":
+            rope = rope_2d(grid, self.width // self.num_heads, self.rope_theta)
+        elif self.pos_embed != "none":
+            table = sincos_2d(grid, self.width, endpoint=self.pos_embed == "sincos2d")
+            x = x + table.astype(x.dtype)
+        stages["with_position"] = x
+        return rearrange(x, "b h w d -> b (h w) d"), rope, stages
+
+    def encode(self, tokens, rope=None, train=False):
+        """The blocks and the norm, on the tokens of all patches or of any of them (as in MAE).
+        tokens f[batch, patches, width]; their rows of the rotary table f32[(batch,) patches, 2,
+        head_dim // 2] -> f[batch, num_prefix + patches, width], stages."""
+        prefix = [jnp.repeat(p.astype(tokens.dtype), len(tokens), axis=0) for p in self.prefix]
+        x = jnp.concatenate([*prefix, tokens], axis=1)
+        if rope is not None and prefix:  # what is not a patch is not rotated: cosine 1, sine 0
+            still = jnp.zeros((*rope.shape[:-3], self.num_prefix, *rope.shape[-2:]))
+            rope = jnp.concatenate([still.at[..., 0, :].set(1), rope], axis=-3)
+
+        random, stages = train and (self.dropout or self.drop_path), {}
+        x = self.token_dropout(x, deterministic=not train)
+        if self.pre_norm:
+            x = stages["norm_pre"] = self.norm_pre(x)
+        x, blocks = self.encoder(x, rope, self.make_rng("dropout") if random else None)
+        x = x if self.norm_after_pool else self.norm(x)
+        return x, stages | blocks | {"encoder": x}
+
+    def __call__(self, images, train=False):
+        """images f[batch, height, width, channels] -> output, intermediates.
+
+        The output is f[batch, num_classes], or the pooled features if that is None; with
+        pool="none" the same of every token. Intermediates: "patch_embedding" and "with_position"
+        f[batch, rows, columns, width]; "norm_pre", "block_0/attention", "block_0/mlp", "block_0",
+        ..., "encoder" f[batch, tokens, width]; "pooled", "pre_logits", "logits".
+        """
+        tokens, rope, stages = self.embed(images)
+        if train and self.patch_dropout:
+            count = max(1, int(tokens.shape[1] * (1 - self.patch_dropout)))
+            noise = jax.random.uniform(self.make_rng("dropout"), tokens.shape[:2])
+            kept = jnp.argsort(noise)[:, :count]
+            tokens = jnp.take_along_axis(tokens, kept[..., None], axis=1)
+            rope = rope if rope is None else rope[kept]
+        x, encoder_stages = self.encode(tokens, rope, train)
+        stages |= encoder_stages
+        if self.pool == "cls":
+            x = x[:, 0]
+        elif self.pool == "gap":
+            x = x[:, self.num_prefix :].mean(axis=1)
+        elif self.pool == "map":
+            x = self.map_head(x[:, self.num_prefix :])
+        stages["pooled"] = x
+        x = self.fc_norm(x) if self.norm_after_pool else x
+        x = stages["pre_logits"] = nn.tanh(self.pre_logits(x)) if self.rep_size else x
+        if self.num_classes:
+            x = stages["logits"] = self.head(x)
+        return x, stages
+
+    def feature_maps(self, images, train=False):
+        """{patch_size: f[batch, rows, columns, width]}: the "encoder" stage of all patches."""
+        tokens, rope, stages = self.embed(images)
+        x = self.encode(tokens, rope, train)[0][:, self.num_prefix :]
+        return {self.patch_size: x.reshape(stages["with_position"].shape)}
+
+    @property
+    def num_prefix(self) -> int:
+        """The number of tokens before the patches: the class token and the registers."""
+        return self.class_token + self.num_registers
+
+    @property
+    def num_layers(self) -> int:
+        """The number of blocks, for layer-wise learning rates."""
+        return self.depth
+
+    @nn.nowrap
+    def layer_of(self, path: str) -> int:
+        """The layer of a parameter path: 0 before the blocks, i + 1 for "encoder/block_i/...",
+        num_layers + 1 for the last norm and the head."""
+        block = re.match(r"encoder/block_(\d+)/", path)
+        before = ("patch_embedding/", "position_embedding/", "cls", "registers", "norm_pre/")
+        last = 0 if path.startswith(before) else self.depth + 1
+        return int(block[1]) + 1 if block else last

@@ -1,0 +1,258 @@
+"""Augmentation of one image at a time, on the device: what changes pixels and moves none.
+
+Every op takes `images: f32[batch, height, width, channels]` and `keys: key[batch]` (one key for
+each example, `vitlab.ops.keys.example_keys`) and treats each example alone, so an image's
+augmentation is the same in any batch and on any number of devices. Shapes are static. The
+photometric ops work on images in [0, 1] of 1 or 3 channels, before normalisation; random erasing
+works after it.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from vitlab.errors import InputError
+
+# ITU-R 601-2 luma with torchvision's digits (they sum to 0.9999).
+_LUMA = (0.2989, 0.587, 0.114)
+_BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(4)
+_ERASING_ATTEMPTS = 10
+
+
+class ColorJitter(NamedTuple):
+    """What `color_jitter` drew for each example of a batch.
+
+    Attributes:
+      factors: f32[batch, 3], the factors of brightness, contrast and saturation; 1 changes nothing.
+      hue: f32[batch], the shift of hue as a fraction of the colour circle; 0 changes nothing.
+      order: int32[batch, 4], the order of the four adjustments, a permutation of 0 = brightness,
+        1 = contrast, 2 = saturation, 3 = hue.
+      applied: bool[batch], false where the image is left as it is.
+    """
+
+    factors: Array
+    hue: Array
+    order: Array
+    applied: Array
+
+
+def color_jitter(
+    images: Array,
+    keys: Array,
+    brightness: float,
+    contrast: float,
+    saturation: float,
+    hue: float,
+    p: float = 1.0,
+) -> Array:
+    """torchvision's `ColorJitter`: four adjustments in a random order, drawn for each example.
+
+    Args:
+      images: f32[batch, height, width, 1 or 3] in [0, 1]. With one channel, saturation and hue
+        change nothing.
+      keys: key[batch].
+      brightness, contrast, saturation: a factor is uniform in [max(0, 1 - x), 1 + x].
+      hue: the shift is uniform in [-hue, hue], as a fraction of the colour circle, hue <= 0.5.
+      p: the probability that an example is jittered at all.
+
+    Returns:
+      f32[batch, height, width, channels] in [0, 1].
+
+    Raises:
+      InputError: a strength or p is out of range, or the images have not 1 or 3 channels.
+    """
+    drawn = sample_color_jitter(keys, brightness, contrast, saturation, hue, p)
+    return apply_color_jitter(images, drawn, with_hue=hue > 0)
+
+
+def sample_color_jitter(
+    keys: Array,
+    brightness: float,
+    contrast: float,
+    saturation: float,
+    hue: float,
+    p: float = 1.0,
+) -> ColorJitter:
+    """Draws the parameters of `color_jitter` for each of key[batch]; see there."""
+    strengths = (brightness, contrast, saturation)
+    if min(strengths) < 0:
+        raise InputError(f"color_jitter: brightness, contrast, saturation {strengths} must be >= 0")
+    if not 0 <= hue <= 0.5:
+        raise InputError(f"color_jitter: hue {hue} must be in [0, 0.5]")
+    _check_probability("color_jitter: p", p)
+    low = jnp.array([max(0.0, 1 - x) for x in strengths], jnp.float32)
+    high = jnp.array([1 + x for x in strengths], jnp.float32)
+
+    def sample(key):
+        # One call for all nine numbers: each call of the generator is a program of its own.
+        uniform = jax.random.uniform(key, (9,), jnp.float32)
+        return ColorJitter(
+            factors=low + (high - low) * uniform[:3],
+            hue=hue * (2 * uniform[3] - 1),
+            order=jnp.argsort(uniform[4:8]).astype(jnp.int32),
+            applied=uniform[8] < p,
+        )
+
+    return jax.vmap(sample)(keys)
+
+
+def apply_color_jitter(images: Array, drawn: ColorJitter, with_hue: bool = True) -> Array:
+    """Adjusts brightness, contrast, saturation and hue by the factors and in the order of `drawn`.
+
+    Args:
+      images: f32[batch, height, width, 1 or 3] in [0, 1].
+      drawn: the parameters, each with the leading axis [batch].
+      with_hue: static; false leaves the shift of hue out of the program, whatever `drawn` says.
+
+    Returns:
+      f32[batch, height, width, channels] in [0, 1].
+
+    Raises:
+      InputError: the images have not 1 or 3 channels.
+    """
+    channels = images.shape[-1]
+    if images.ndim != 4 or channels not in (1, 3):
+        raise InputError(
+            f"color_jitter: images {images.shape} must be [batch, height, width, 1 or 3]"
+        )
+    hue_slot = jnp.argmax(drawn.order == _HUE, axis=1)
+
+    def blend_slot(x, slot, active):
+        """Applies the adjustment that stands at `slot` of the order, unless it is hue."""
+        op = drawn.order[:, slot]
+        factor = jnp.take_along_axis(drawn.factors, jnp.minimum(op, 2)[:, None], axis=1)[:, 0]
+        unchanged = ~active | (op == _HUE) | ((op == _SATURATION) & (channels == 1))
+        factor = jnp.where(unchanged, 1.0, factor)[:, None, None, None]
+        op = op[:, None, None, None]
+        # All three pull the image towards (or push it from) a grey version of itself: black for
+        # brightness, the mean grey for contrast, the greyscale image for saturation.
+        grey = _greyscale(x)
+        mean = grey.mean(axis=(1, 2, 3), keepdims=True)
+        target = jnp.where(op == _SATURATION, grey, jnp.where(op == _CONTRAST, mean, 0.0))
+        return jnp.clip(factor * x + (1 - factor) * target, 0, 1)
+
+    # Hue is the dear one. Run what comes before it, then hue, then what comes after it: that
+    # computes hue once for any order, where a switch over the order would compute it four times.
+    x = images
+    if with_hue and channels == 3:
+        for slot in range(3):
+            x = blend_slot(x, slot, slot < hue_slot)
+        x = _shift_hue(x, drawn.hue)
+        for slot in range(1, 4):
+            x = blend_slot(x, slot, slot > hue_slot)
+    else:
+        for slot in range(4):
+            x = blend_slot(x, slot, jnp.bool_(True))
+    return jnp.where(drawn.applied[:, None, None, None], x, images)
+
+
+def random_erasing(
+    images: Array,
+    keys: Array,
+    probability: float,
+    area: tuple[float, float] = (0.02, 1 / 3),
+    ratio: tuple[float, float] = (0.3, 1 / 0.3),
+    mode: str = "pixel",
+) -> Array:
+    """Replaces one rectangle of an image by noise or zeros (Zhong et al. 2017, timm's rule).
+
+    Args:
+      images: f32[batch, height, width, channels], normalised: the fill has mean 0 and variance 1.
+      keys: key[batch].
+      probability: that an example is erased at all.
+      area: the range of the erased fraction of the image, uniform.
+      ratio: the range of height / width of the rectangle, uniform in the logarithm.
+      mode: "pixel" fills with normal noise drawn for each pixel and channel, "const" with 0.
+
+    Returns:
+      f32[batch, height, width, channels]. A rectangle as high or as wide as the image is drawn
+      again, up to ten times; after that the image stays whole.
+
+    Raises:
+      InputError: the probability, a range or the mode is not one of the above.
+    """
+    _check_probability("random_erasing: probability", probability)
+    if not 0 < area[0] <= area[1] <= 1:
+        raise InputError(f"random_erasing: area {area} must be (low, high) with 0 < low, high <= 1")
+    if not 0 < ratio[0] <= ratio[1]:
+        raise InputError(f"random_erasing: ratio {ratio} must be (low, high) with 0 < low <= high")
+    if mode not in ("pixel", "const"):
+        raise InputError(f'random_erasing: mode {mode!r} must be "pixel" or "const"')
+
+    def erase(image, key):
+        box_key, fill_key = jax.random.split(key)
+        inside = _erased_pixels(box_key, image.shape[:2], probability, area, ratio)
+        if mode == "pixel":
+            fill = jax.random.normal(fill_key, image.shape, jnp.float32).astype(image.dtype)
+        else:
+            fill = jnp.zeros_like(image)
+        return jnp.where(inside[:, :, None], fill, image)
+
+    return jax.vmap(erase)(images, keys)
+
+
+def _erased_pixels(key, shape, probability, area, ratio) -> Array:
+    """bool[height, width], true in the rectangle that random erasing takes out of one image."""
+    height, width = shape
+    shape_key, place_key = jax.random.split(key)
+    uniform = jax.random.uniform(shape_key, (2, _ERASING_ATTEMPTS), jnp.float32)
+    pixels = height * width * (area[0] + (area[1] - area[0]) * uniform[0])
+    low, high = map(math.log, ratio)
+    aspect = jnp.exp(low + (high - low) * uniform[1])
+    heights = jnp.round(jnp.sqrt(pixels * aspect)).astype(jnp.int32)
+    widths = jnp.round(jnp.sqrt(pixels / aspect)).astype(jnp.int32)
+    fits = (heights < height) & (widths < width)
+    first = jnp.argmax(fits)
+    h, w = heights[first], widths[first]
+    drawn, row, column = jax.random.uniform(place_key, (3,), jnp.float32)
+    top = jnp.floor(row * (height - h + 1)).astype(jnp.int32)
+    left = jnp.floor(column * (width - w + 1)).astype(jnp.int32)
+    rows = jnp.arange(height)
+    columns = jnp.arange(width)
+    inside_rows = (rows >= top) & (rows < top + h)
+    inside_columns = (columns >= left) & (columns < left + w)
+    erase = fits.any() & (drawn < probability)
+    return erase & inside_rows[:, None] & inside_columns[None, :]
+
+
+def _greyscale(images: Array) -> Array:
+    """f[batch, height, width, 1 or 3] to the luma f[batch, height, width, 1]."""
+    if images.shape[-1] == 1:
+        return images
+    # Three products rather than a dot: a matrix unit would round them to bfloat16 by default.
+    red, green, blue = (images[..., i : i + 1] for i in range(3))
+    return _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
+
+
+def _shift_hue(images: Array, shift: Array) -> Array:
+    """Turns the hue of f[batch, height, width, 3] by shift f32[batch] of the colour circle.
+
+    The HSV of Pillow and torchvision, with the way back written without its six cases: a channel
+    is the value less the chroma times a trapezoid in the hue, the same one shifted by a third.
+    """
+    red, green, blue = images[..., 0], images[..., 1], images[..., 2]
+    value = images.max(axis=-1)
+    chroma = value - images.min(axis=-1)
+    safe = jnp.where(chroma == 0, 1, chroma)
+    # In sixths of the circle; a grey pixel has no hue, and zero chroma makes any hue do. Channels
+    # are compared with each other and never with `value`: a fusing compiler may round two copies
+    # of a channel differently, so that none equals the maximum, while neighbouring formulas agree
+    # wherever two channels tie.
+    sextant = jnp.where(
+        (red >= green) & (red >= blue),
+        (green - blue) / safe,
+        jnp.where(green >= blue, 2 + (blue - red) / safe, 4 + (red - green) / safe),
+    )
+    sextant = sextant + 6 * shift[:, None, None]
+    offset = jnp.array([5, 3, 1], images.dtype)
+    k = jnp.mod(sextant[..., None] + offset, 6)
+    trapezoid = jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
+    return jnp.clip(value[..., None] - chroma[..., None] * trapezoid, 0, 1)
+
+
+def _check_probability(name: str, p: float) -> None:
+    if not 0 <= p <= 1:
+        raise InputError(f"{name} {p} must be in [0, 1]")

@@ -1,0 +1,166 @@
+"""Mixing of the examples of a batch with each other, images and targets alike: mixup and CutMix.
+
+The partner of an example is its neighbour in the global batch, so a batch must be full: padding
+would be mixed in. One weight, one box and one choice are drawn for a step, from one key
+(`vitlab.ops.keys.batch_key`).
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from vitlab.errors import InputError
+
+
+def roll_batch(x: Array) -> Array:
+    """x[batch, ...] with example i - 1 at place i; global under `jit`, also where x is sharded."""
+    return jnp.roll(x, 1, axis=0)
+
+
+def mixup(
+    images: Array,
+    targets: Array,
+    key: Array,
+    alpha: float,
+    roll: Callable[[Array], Array] = roll_batch,
+) -> tuple[Array, Array]:
+    """lambda * example + (1 - lambda) * partner (Zhang et al. 2017, as big_vision has it).
+
+    Args:
+      images: f32[batch, height, width, channels].
+      targets: f32[batch, classes], one-hot or soft.
+      key: one key.
+      alpha: lambda is max(l, 1 - l) with l ~ Beta(alpha, alpha): the example outweighs its partner.
+      roll: gives each example its partner; a step that sees only its own device's part of the
+        batch (`pmap`) passes one that rolls over all devices.
+
+    Returns:
+      The mixed images and targets, shapes as given.
+
+    Raises:
+      InputError: alpha is not positive, or images and targets do not have the same batch.
+    """
+    _check("mixup", images, targets, alpha=alpha)
+    weight = _mixup_weight(jax.random.beta(key, alpha, alpha, dtype=jnp.float32))
+    return _mix(images, targets, jnp.full(images.shape[1:3], weight), weight, roll)
+
+
+def cutmix(
+    images: Array,
+    targets: Array,
+    key: Array,
+    alpha: float,
+    roll: Callable[[Array], Array] = roll_batch,
+) -> tuple[Array, Array]:
+    """Pastes a box of the partner into the example (Yun et al. 2019, timm's box rule).
+
+    The box has the image's shape scaled by sqrt(1 - lambda), lambda ~ Beta(alpha, alpha), and a
+    centre that is uniform over the pixels; the border cuts it. The targets are weighted by the
+    pixels that each image really gives. Arguments, results and errors as in `mixup`.
+    """
+    _check("cutmix", images, targets, alpha=alpha)
+    weight_key, box_key = jax.random.split(key)
+    share = jax.random.beta(weight_key, alpha, alpha, dtype=jnp.float32)
+    kept, weight = _cutmix_weights(box_key, images.shape[1:3], share)
+    return _mix(images, targets, kept, weight, roll)
+
+
+def mixup_or_cutmix(
+    images: Array,
+    targets: Array,
+    key: Array,
+    mixup_alpha: float,
+    cutmix_alpha: float,
+    prob: float = 1.0,
+    switch_prob: float = 0.5,
+    roll: Callable[[Array], Array] = roll_batch,
+) -> tuple[Array, Array]:
+    """timm's `Mixup`: with probability `prob` mixes this step's batch one way or the other.
+
+    Args:
+      images: f32[batch, height, width, channels].
+      targets: f32[batch, classes], one-hot or soft.
+      key: one key.
+      mixup_alpha: of `mixup`; 0 leaves it out.
+      cutmix_alpha: of `cutmix`; 0 leaves it out.
+      prob: the probability that this batch is mixed at all.
+      switch_prob: the probability that a mixed batch is CutMix, where both are in.
+      roll: as in `mixup`.
+
+    Returns:
+      The mixed images and targets, shapes as given.
+
+    Raises:
+      InputError: both alphas are 0 or one is negative, a probability is out of [0, 1], or images
+        and targets do not have the same batch.
+    """
+    _check("mixup_or_cutmix", images, targets)
+    if min(mixup_alpha, cutmix_alpha) < 0 or max(mixup_alpha, cutmix_alpha) == 0:
+        raise InputError(
+            f"mixup_or_cutmix: mixup_alpha {mixup_alpha} and cutmix_alpha {cutmix_alpha} must be "
+            ">= 0 and not both 0"
+        )
+    if not (0 <= prob <= 1 and 0 <= switch_prob <= 1):
+        raise InputError(
+            f"mixup_or_cutmix: prob {prob} and switch_prob {switch_prob} must be in [0, 1]"
+        )
+    choice_key, weight_key, box_key = jax.random.split(key, 3)
+    apply, switch = jax.random.uniform(choice_key, (2,), jnp.float32)
+    use_cutmix = (mixup_alpha == 0) | ((cutmix_alpha > 0) & (switch < switch_prob))
+    alpha = jnp.where(use_cutmix, cutmix_alpha, mixup_alpha).astype(jnp.float32)
+    share = jax.random.beta(weight_key, alpha, alpha, dtype=jnp.float32)
+    # Both methods are the same sum with other weights for each pixel, so the choice is one between
+    # weights, and the images pass through once.
+    kept, kept_share = _cutmix_weights(box_key, images.shape[1:3], share)
+    weight = _mixup_weight(share)
+    kept = jnp.where(use_cutmix, kept, weight)
+    weight = jnp.where(use_cutmix, kept_share, weight)
+    kept, weight = (jnp.where(apply < prob, w, 1.0) for w in (kept, weight))
+    return _mix(images, targets, kept, weight, roll)
+
+
+def _mixup_weight(share: Array) -> Array:
+    """f32[] drawn from the beta distribution to the example's weight, the larger of two."""
+    return jnp.maximum(share, 1 - share)
+
+
+def _cutmix_weights(key: Array, shape: tuple[int, int], share: Array) -> tuple[Array, Array]:
+    """f32[height, width], 0 inside the box and 1 outside it, and the share that is outside.
+
+    The border may cut the box, so that what comes out is at least the share that was drawn.
+    """
+    height, width = shape
+    side = jnp.sqrt(1 - share)
+    box_height = (height * side).astype(jnp.int32)
+    box_width = (width * side).astype(jnp.int32)
+    place = jax.random.uniform(key, (2,), jnp.float32)
+    row, column = jnp.floor(place * jnp.array(shape)).astype(jnp.int32)
+    rows, columns = jnp.arange(height), jnp.arange(width)
+    top, left = row - box_height // 2, column - box_width // 2
+    inside_rows = (rows >= top) & (rows < top + box_height)
+    inside_columns = (columns >= left) & (columns < left + box_width)
+    kept = 1.0 - (inside_rows[:, None] & inside_columns[None, :]).astype(jnp.float32)
+    area = inside_rows.sum() * inside_columns.sum()
+    return kept, 1 - area.astype(jnp.float32) / (height * width)
+
+
+def _mix(images, targets, pixel_weights, target_weight, roll) -> tuple[Array, Array]:
+    """Adds the partners: images by f32[height, width], targets by f32[]."""
+    w = pixel_weights[None, :, :, None].astype(images.dtype)
+    v = target_weight.astype(targets.dtype)
+    return w * images + (1 - w) * roll(images), v * targets + (1 - v) * roll(targets)
+
+
+def _check(name: str, images: Array, targets: Array, alpha: float = 1.0) -> None:
+    if not alpha > 0:
+        raise InputError(f"{name}: alpha {alpha} must be > 0")
+    if images.ndim != 4 or targets.ndim != 2 or len(images) != len(targets):
+        raise InputError(
+            f"{name}: images {images.shape} and targets {targets.shape} must be "
+            "[batch, height, width, channels] and [batch, classes]"
+        )
+    for what, x in (("images", images), ("targets", targets)):
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise InputError(f"{name}: {what} of {x.dtype} cannot be mixed: make them float32")

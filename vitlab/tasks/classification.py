@@ -1,0 +1,226 @@
+"""Classification: one label an image, softmax or sigmoid cross-entropy."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vitlab import config as config_lib
+from vitlab.errors import InputError
+from vitlab.evaluation import classification as metrics_lib
+from vitlab.evaluation import pictures
+from vitlab.models.build import build_model, model_settings
+from vitlab.ops import augment as augment_ops
+from vitlab.ops import keys, losses, mixing
+from vitlab.tasks.task import Arrays
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """`config.loss`.
+
+    Attributes:
+        name: `softmax`; or `sigmoid`, one binary decision a class ("Are we done with ImageNet?",
+            Beyer et al. 2020; DeiT III), summed over the classes.
+        label_smoothing: mass that is spread evenly over all classes.
+    """
+
+    name: Literal["softmax", "sigmoid"] = "softmax"
+    label_smoothing: float = 0.0
+
+    def __post_init__(self):
+        if not 0 <= self.label_smoothing < 1:
+            raise InputError(f"label_smoothing is {self.label_smoothing} but must be in [0, 1)")
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentConfig:
+    """`config.augment`: what happens to a training batch on the device. 0 leaves an op out.
+
+    Attributes:
+        color_jitter: brightness, contrast, saturation, hue: torchvision's strengths.
+        color_jitter_prob: that an example is jittered at all.
+        noise: standard deviation of Gaussian noise, for pixels in [0, 1].
+        erasing: probability of random erasing, after normalization, with normal noise.
+        mixup: alpha of the Beta distribution; one lambda a step.
+        cutmix: alpha of the Beta distribution. With both, each step does one or the other.
+        mix_prob: that a batch is mixed at all.
+        cutmix_share: of the mixed batches, where both are on.
+    """
+
+    color_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    color_jitter_prob: float = 1.0
+    noise: float = 0.0
+    erasing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mix_prob: float = 1.0
+    cutmix_share: float = 0.5
+
+    def __post_init__(self):
+        for name in ("color_jitter_prob", "erasing", "mix_prob", "cutmix_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} is {getattr(self, name)} but must be in [0, 1]")
+        for name in ("noise", "mixup", "cutmix"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} is {getattr(self, name)}: it cannot be negative")
+
+
+@dataclasses.dataclass(frozen=True)
+class Classification:
+    """See `vitlab.tasks.task.Task` for what each function promises."""
+
+    model_name: str
+    model: nn.Module
+    loss_config: LossConfig
+    augment_config: AugmentConfig
+    classes: tuple[str, ...]
+
+    evaluators: ClassVar[tuple[str, ...]] = ("classification",)
+
+    @classmethod
+    def from_config(
+        cls, model: Arrays, loss: Arrays, augment: Arrays, classes: tuple[str, ...], dtype: Any
+    ) -> "Classification":
+        """Builds the task; the head has as many classes as the data unless the config says more.
+
+        Raises:
+            InputError: a wrong key or value, or a head with fewer classes than the data.
+        """
+        num_classes = model.get("num_classes") or len(classes)
+        module = build_model({**model, "num_classes": num_classes}, dtype=dtype)
+        if module.num_classes < len(classes):
+            raise InputError(
+                f"config.model.num_classes is {module.num_classes} but the data have "
+                f"{len(classes)} classes"
+            )
+        extra = tuple(f"unused {i}" for i in range(len(classes), module.num_classes))
+        return cls(
+            model_name=model["name"],
+            model=module,
+            loss_config=config_lib.section(loss, LossConfig, "config.loss"),
+            augment_config=config_lib.section(augment, AugmentConfig, "config.augment"),
+            classes=tuple(classes) + extra,
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """The sections that this task read, resolved."""
+        return {
+            "model": config_lib.as_dict(model_settings(self.model_name, self.model)),
+            "loss": config_lib.as_dict(self.loss_config),
+            "augment": config_lib.as_dict(self.augment_config),
+        }
+
+    def init(self, key: jax.Array, images: jax.Array) -> dict[str, Any]:
+        """Fresh variables for images of this shape."""
+        return self.model.init(key, images, train=False)
+
+    def augment(self, batch: Arrays, normalize: Callable, seed: int, step: jax.Array) -> Arrays:
+        """Adds `target` f32[batch, classes] and makes `image` f32, augmented as configured."""
+        c = self.augment_config
+        images = batch["image"].astype(jnp.float32) / 255.0
+
+        def example_keys(purpose):
+            return keys.example_keys(seed, purpose, batch["epoch"], batch["id"])
+
+        if any(c.color_jitter):
+            images = augment_ops.color_jitter(
+                images, example_keys("color_jitter"), *c.color_jitter, p=c.color_jitter_prob
+            )
+        if c.noise:
+            images = augment_ops.gaussian_noise(images, example_keys("noise"), c.noise)
+        images = normalize(images * 255.0)
+        if c.erasing:
+            images = augment_ops.random_erasing(images, example_keys("erasing"), c.erasing)
+        targets = jax.nn.one_hot(batch["label"], len(self.classes))
+        targets = losses.smooth_labels(targets, self.loss_config.label_smoothing)
+        if c.mixup or c.cutmix:
+            key = keys.batch_key(seed, "mix", step)
+            images, targets = mixing.mixup_or_cutmix(
+                images, targets, key, c.mixup, c.cutmix, c.mix_prob, c.cutmix_share
+            )
+        return {**batch, "image": images, "target": targets}
+
+    def loss(self, params: Any, model_state: Any, batch: Arrays, key: jax.Array):
+        """Cross-entropy with the (mixed, smoothed) targets, and the accuracy on the labels."""
+        variables = {"params": params, **model_state}
+        (logits, _), new_state = self.model.apply(
+            variables,
+            batch["image"],
+            train=True,
+            rngs={"dropout": key},
+            mutable=list(model_state),
+        )
+        entropy = {
+            "softmax": losses.softmax_cross_entropy,
+            "sigmoid": losses.sigmoid_cross_entropy,
+        }[self.loss_config.name]
+        weight = batch["mask"].astype(jnp.float32)
+        count = weight.sum()
+        total = (entropy(logits, batch["target"]) * weight).sum()
+        right = ((logits.argmax(-1) == batch["label"]) * weight).sum()
+        return {self.loss_config.name: (total, count, 1.0)}, {"accuracy": (right, count)}, new_state
+
+    def evaluate(self, variables: Arrays, batch: Arrays) -> Arrays:
+        """Of each row: label i32, nll f32, top_k i32[5 or fewer] best first, confidence f32."""
+        logits, _ = self.model.apply(variables, batch["image"], train=False)
+        log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
+        best, top_k = jax.lax.top_k(log_probs, min(5, len(self.classes)))
+        nll = -jnp.take_along_axis(log_probs, batch["label"][:, None], axis=1)[:, 0]
+        return {
+            "label": batch["label"],
+            "nll": nll,
+            "top_k": top_k,
+            "confidence": jnp.exp(best[:, 0]),
+        }
+
+    def metrics(self, outputs: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """See `vitlab.evaluation.classification.classification_metrics`."""
+        return metrics_lib.classification_metrics(
+            outputs["label"],
+            outputs["top_k"],
+            outputs["nll"],
+            outputs["confidence"],
+            num_classes=len(self.classes),
+        )
+
+    def pictures(
+        self,
+        outputs: Mapping[str, np.ndarray],
+        image_of: Callable[[int], np.ndarray],
+        directory: pathlib.Path,
+    ) -> list[str]:
+        """Confusion matrix, reliability diagram, and the mistakes that cost most."""
+        label, predicted = outputs["label"], outputs["top_k"][:, 0]
+        matrix = metrics_lib.confusion_matrix(label, predicted, len(self.classes))
+        pictures.confusion_matrix(matrix, self.classes, directory / "confusion.png")
+        pictures.reliability_diagram(
+            outputs["confidence"], predicted == label, directory / "reliability.png"
+        )
+        names = ["confusion.png", "reliability.png"]
+        wrong = np.flatnonzero(predicted != label)
+        worst = wrong[np.argsort(-outputs["nll"][wrong], kind="stable")][:24]
+        if len(worst):
+            titles = [
+                f"is {self.classes[label[i]]}\nsays {self.classes[predicted[i]]} "
+                f"({outputs['confidence'][i]:.0%})"
+                for i in worst
+            ]
+            images = np.stack([image_of(int(outputs["id"][i])) for i in worst])
+            pictures.image_grid(images, titles, directory / "mistakes.png")
+            names.append("mistakes.png")
+        return names
+
+    def layer_of(self, path: str) -> int:
+        """As the model says."""
+        return self.model.layer_of(path)
+
+    @property
+    def num_layers(self) -> int:
+        """The head's layer: the model's embedding is 0 and its blocks follow."""
+        return self.model.num_layers + 1

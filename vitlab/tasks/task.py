@@ -1,0 +1,91 @@
+"""The contract between the training loop and a task."""
+
+import importlib
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Protocol
+
+import jax
+import numpy as np
+
+from vitlab.config import nearest
+from vitlab.errors import InputError
+
+Arrays = Mapping[str, Any]
+
+
+class Task(Protocol):
+    """Pure functions in a frozen dataclass; the training loop knows nothing else of a task.
+
+    A batch is a dict of arrays with a leading axis `[batch]`, always with `image` uint8 or f32
+    `[batch, height, width, channels]`, `mask` bool, `id` i32 and `epoch` i32. Sums and counts are
+    f32[] over the true rows of the *global* batch.
+    """
+
+    evaluators: ClassVar[tuple[str, ...]]  # legal values of `config.evaluators.NAME.kind`
+
+    @classmethod
+    def from_config(
+        cls, model: Arrays, loss: Arrays, augment: Arrays, classes: tuple[str, ...], dtype: Any
+    ) -> "Task":
+        """Reads the sections of the config that belong to the task.
+
+        Args:
+            model, loss, augment: those sections.
+            classes: names of the classes of the training data.
+            dtype: of computation.
+        """
+
+    def settings(self) -> dict[str, Any]:
+        """The sections `model`, `loss` and `augment` with every default written out."""
+
+    def init(self, key: jax.Array, images: jax.Array) -> dict[str, Any]:
+        """Fresh variables: `params` and the model's other collections."""
+
+    def augment(self, batch: Arrays, normalize: Callable, seed: int, step: jax.Array) -> Arrays:
+        """uint8 images to what `loss` takes, on the device; draws as in `ops/keys.py`."""
+
+    def loss(self, params: Any, model_state: Any, batch: Arrays, key: jax.Array):
+        """`({term: (sum, count, weight)}, {metric: (sum, count)}, new model state)`."""
+
+    def evaluate(self, variables: Arrays, batch: Arrays) -> Arrays:
+        """Outputs for each row of a batch of normalized images: a dict of arrays `[batch, ...]`."""
+
+    def metrics(self, outputs: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Metrics of a whole split, from the outputs of each of its examples exactly once."""
+
+    def pictures(
+        self,
+        outputs: Mapping[str, np.ndarray],
+        image_of: Callable[[int], np.ndarray],
+        directory: pathlib.Path,
+    ) -> list[str]:
+        """Draws what a person wants to see of an evaluation; returns the files' names.
+
+        Args:
+            outputs: of the whole split, as for `metrics`, with the examples' `id`.
+            image_of: the id of an example to its pixels uint8[height, width, channels].
+            directory: where to write PNG files.
+        """
+
+    def layer_of(self, path: str) -> int:
+        """The layer of a parameter, for layer-wise decay: 0 is the embedding."""
+
+    @property
+    def num_layers(self) -> int:
+        """The highest layer that `layer_of` gives."""
+
+
+TASKS = {"classification": "vitlab.tasks.classification:Classification"}
+
+
+def task_class(name: str) -> type[Task]:
+    """The task that `config.task` names.
+
+    Raises:
+        InputError: there is no such task.
+    """
+    if name not in TASKS:
+        raise InputError(f"config.task: no task {name!r}{nearest(name, TASKS)}")
+    module, _, attribute = TASKS[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)

@@ -1,0 +1,168 @@
+"""The sections of a config that the training loop reads, the same for every task."""
+
+import dataclasses
+from typing import Any, Literal
+
+from vitlab.config import Duration, section
+from vitlab.errors import InputError
+from vitlab.training.optimizer import OptimizerConfig
+from vitlab.training.parallelism import ParallelismConfig
+from vitlab.training.schedules import ScheduleConfig
+
+# Keys that do not change the result of a run, so that a run may be resumed with others.
+NOT_IN_HASH = ("parallelism", "logging", "checkpoint", "data.workers")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """`config.data`: what is trained on.
+
+    Attributes:
+        source: such as `digits`, `folder:PATH`, `idx:PATH`, `tfds:NAME`.
+        split: such as `train` or `train[:99%]`.
+        preprocess: ops joined by `|`, the last one `value_range` or `normalize`.
+        on_error: what a broken image does: `raise` ends the run, `skip` takes the next readable
+            one in its place, up to 1 % of the split.
+        workers: processes that read and preprocess; 0 uses threads of the main process.
+    """
+
+    source: str
+    preprocess: str
+    split: str = "train"
+    on_error: Literal["raise", "skip"] = "raise"
+    workers: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluatorConfig:
+    """`config.evaluators.NAME`: its metrics are named `NAME/METRIC`.
+
+    Attributes:
+        preprocess: as for the training data.
+        split: of `source`.
+        source: empty means the training data's.
+        kind: what is computed; a task offers its own name.
+        every: interval; every evaluator also runs at the end.
+        params: `model`, `ema` (needs `ema_decay`), or `auto`: the average where there is one.
+        batch_size: global; 0 means the training batch's.
+        on_error: a broken image ends the run, or with `skip` is left out and counted.
+    """
+
+    preprocess: str
+    split: str
+    source: str = ""
+    kind: str = "classification"
+    every: Duration = Duration(1, "epochs")
+    params: Literal["auto", "model", "ema"] = "auto"
+    batch_size: int = 0
+    on_error: Literal["raise", "skip"] = "raise"
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """`config.checkpoint`.
+
+    Attributes:
+        every: interval; the last step is always saved.
+        keep: how many of the latest are kept.
+        best: a metric such as `test/accuracy`; its best checkpoint is kept besides.
+    """
+
+    every: Duration = Duration(1, "epochs")
+    keep: int = 2
+    best: str = ""
+
+    def __post_init__(self):
+        if self.keep < 1:
+            raise InputError(f"keep is {self.keep} but must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class EarlyStoppingConfig:
+    """`config.early_stopping`: ends the training when `metric` has not improved for `patience`."""
+
+    metric: str = ""
+    patience: Duration = Duration(10, "epochs")
+
+
+@dataclasses.dataclass(frozen=True)
+class LoggingConfig:
+    """`config.logging`.
+
+    Attributes:
+        every: interval of the training metrics, which are means over it.
+        tensorboard: whether to write TensorBoard events.
+        wandb: a Weights & Biases project; needs the `wandb` extra.
+    """
+
+    every: Duration = Duration(50, "steps")
+    tensorboard: bool = True
+    wandb: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A whole config.
+
+    Attributes:
+        task: what is learned.
+        model, loss, augment: sections that the task reads.
+        data: what is trained on.
+        total: length of the training.
+        batch_size: global, over all devices.
+        seed: of every random draw.
+        optimizer, schedule, evaluators, parallelism, checkpoint, early_stopping, logging: see
+            their classes.
+        accumulate: parts a batch is cut into to save memory.
+        ema_decay: of the moving average of the parameters, a step; None keeps none.
+        init_from: a working directory or a checkpoint to take parameters from.
+        init_allow: regexes of the parameters that may stay new, go unused or change shape.
+        precision: of computation; `auto` is bfloat16 on accelerators and float32 on CPU.
+    """
+
+    task: str
+    model: dict[str, Any]
+    data: DataConfig
+    total: Duration
+    batch_size: int
+    seed: int = 0
+    loss: dict[str, Any] = dataclasses.field(default_factory=dict)
+    augment: dict[str, Any] = dataclasses.field(default_factory=dict)
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    evaluators: dict[str, EvaluatorConfig] = dataclasses.field(default_factory=dict)
+    accumulate: int = 1
+    ema_decay: float | None = None
+    init_from: str = ""
+    init_allow: tuple[str, ...] = ()
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    parallelism: ParallelismConfig = ParallelismConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
+    logging: LoggingConfig = LoggingConfig()
+
+    def __post_init__(self):
+        if self.batch_size < 1:
+            raise InputError(f"batch_size is {self.batch_size} but must be at least 1")
+        if self.total.amount <= 0:
+            raise InputError("total_steps, total_epochs or total_examples must be positive")
+        if not 0 <= self.seed < 2**31:
+            raise InputError(f"seed is {self.seed} but must be in [0, 2**31)")
+        if self.accumulate < 1 or self.batch_size % self.accumulate:
+            raise InputError(
+                f"accumulate is {self.accumulate}: it must divide batch_size {self.batch_size}"
+            )
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise InputError(f"ema_decay is {self.ema_decay} but must be between 0 and 1")
+        for name, evaluator in self.evaluators.items():
+            if evaluator.params == "ema" and self.ema_decay is None:
+                raise InputError(f"evaluators.{name}.params is 'ema' but ema_decay is not set")
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "Experiment":
+        """Reads nested plain dicts strictly.
+
+        Raises:
+            InputError: an unknown or missing key, a wrong type, or a value out of range.
+        """
+        return section(config, cls, "config")

@@ -1,0 +1,77 @@
+"""What a run writes down: `metrics.jsonl`, TensorBoard events, Weights & Biases."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from vitlab.errors import InputError
+
+
+class Journal:
+    """Records of a run, one JSON object a line, each with its `step`.
+
+    Args:
+        workdir: the working directory.
+        after_step: records of later steps are cut: they belong to a run that was interrupted
+            and whose steps come again.
+        tensorboard: whether to write TensorBoard events below `tensorboard/`.
+        wandb: a Weights & Biases project, or empty.
+        name: the run's name there.
+    """
+
+    def __init__(
+        self, workdir: pathlib.Path, after_step: int, tensorboard: bool, wandb: str, name: str
+    ):
+        self.path = workdir / "metrics.jsonl"
+        kept = [r for r in read(self.path) if r["step"] <= after_step]
+        partial = self.path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        partial.replace(self.path)
+        self._file = self.path.open("a", buffering=1)
+        self._events = self._wandb = None
+        if tensorboard:
+            import tensorboardX  # not at the top: it takes half a second
+
+            self._events = tensorboardX.SummaryWriter(
+                str(workdir / "tensorboard"), purge_step=after_step + 1 if after_step else None
+            )
+        if wandb:
+            try:
+                import wandb as wandb_lib
+            except ImportError as e:
+                raise InputError(
+                    "config.logging.wandb needs the wandb extra: pip install 'vitlab[wandb]'"
+                ) from e
+            self._wandb = wandb_lib.init(
+                project=wandb, name=name, id=name, dir=workdir, resume="allow"
+            )
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Appends one record. Values are numbers; `step` is the number of steps done."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        if self._events:
+            for name, value in values.items():
+                self._events.add_scalar(name, value, step)
+        if self._wandb:
+            self._wandb.log(dict(values), step=step)
+
+    def close(self) -> None:
+        """Flushes everything to disk."""
+        self._file.close()
+        if self._events:
+            self._events.close()
+        if self._wandb:
+            self._wandb.finish()
+
+
+def read(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The records of a `metrics.jsonl`; a last line that a crash cut short is left out."""
+    records = []
+    if path.exists():
+        for line in path.read_text().splitlines():
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                break
+    return records

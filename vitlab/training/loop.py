@@ -1,0 +1,372 @@
+"""The one training loop: restore, step, log, evaluate, save; and again until the end."""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from vitlab import checkpoints
+from vitlab.data.pipeline import Batches, train_batches
+from vitlab.errors import DivergedError
+from vitlab.training import parallelism, report
+from vitlab.training.evaluator import Evaluator
+from vitlab.training.journal import Journal
+from vitlab.training.progress import Progress, clock, metrics_table
+from vitlab.training.setup import Setup
+from vitlab.training.step import TrainState
+from vitlab.training.throughput import Throughput
+
+LOWER_IS_BETTER = ("loss", "nll", "ece")
+
+
+class StoppedError(Exception):
+    """SIGTERM or SIGINT came and a checkpoint was written; `signum` says which signal."""
+
+    def __init__(self, signum: int, step: int):
+        super().__init__(
+            f"stopped by {signal.Signals(signum).name}; step {step} is saved, "
+            "the same command goes on from there"
+        )
+        self.signum = signum
+
+
+@dataclasses.dataclass
+class Best:
+    """The best value of a metric so far, and the step at which it was measured."""
+
+    value: float | None = None
+    step: int = 0
+
+    def update(self, metric: str, metrics: dict[str, float], step: int) -> bool:
+        """Whether `metrics` hold a better value, which is then kept."""
+        if metric not in metrics:
+            return False
+        sign = -1 if metric.rpartition("/")[2] in LOWER_IS_BETTER else 1
+        if self.value is not None and sign * metrics[metric] <= sign * self.value:
+            return False
+        self.value, self.step = metrics[metric], step
+        return True
+
+
+@dataclasses.dataclass
+class Memory:
+    """What a run must remember besides its arrays; saved with every checkpoint.
+
+    Attributes:
+        classes: names of the classes of the head.
+        seconds: of training so far, over all restarts.
+        evaluated: whether the evaluators that were due at this step have run.
+        metrics: the latest value of each `EVALUATOR/METRIC`.
+        best: of `config.checkpoint.best`.
+        patience: of `config.early_stopping.metric`.
+    """
+
+    classes: list[str]
+    seconds: float = 0.0
+    evaluated: bool = True
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    best: Best = dataclasses.field(default_factory=Best)
+    patience: Best = dataclasses.field(default_factory=Best)
+
+    @classmethod
+    def from_meta(cls, meta: dict[str, Any]) -> "Memory":
+        """From a checkpoint's `meta.json`."""
+        return cls(**{**meta, "best": Best(**meta["best"]), "patience": Best(**meta["patience"])})
+
+
+def train(
+    config: dict[str, Any], workdir: pathlib.Path | None, name: str, console: Console
+) -> dict[str, Any]:
+    """Runs a config to its end, from wherever its working directory stands.
+
+    Args:
+        config: nested plain dicts, see `vitlab.config.load`.
+        workdir: the working directory; None means `runs/NAME-HASH`.
+        name: of the run.
+        console: where to print.
+
+    Returns:
+        What `result.json` holds.
+
+    Raises:
+        InputError: something in the config or the data is wrong.
+        DivergedError: the loss or a gradient is not finite.
+        StoppedError: SIGTERM or SIGINT; a checkpoint was written.
+        OSError: the final checkpoint could not be saved.
+    """
+    setup = Setup(config)
+    workdir = workdir or pathlib.Path("runs") / f"{name}-{setup.hash}"
+    finished = setup.claim(workdir)
+    if finished:
+        console.print(
+            f"{workdir} is finished at step {finished['step']}; nothing to do",
+            soft_wrap=True,
+            highlight=False,
+        )
+        return finished
+    return _Run(setup, workdir, name, console).run()
+
+
+class _Run:
+    def __init__(self, setup: Setup, workdir: pathlib.Path, name: str, console: Console):
+        self.setup, self.workdir, self.console = setup, workdir, console
+        self.experiment = setup.experiment
+        self.memory = Memory(classes=list(setup.task.classes))
+        self.outputs: dict[str, dict[str, np.ndarray]] = {}
+        self.signum: int | None = None
+        self.leader = jax.process_index() == 0
+        self.progress: Progress | None = None
+        self.name = name
+
+    def log(self, text: str) -> None:
+        if self.progress:
+            self.progress.line(text)
+        elif self.leader:
+            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def run(self) -> dict[str, Any]:
+        setup = self.setup
+        devices = list(setup.mesh.devices.flat)
+        self.log(json.dumps(setup.resolved, indent=1))
+        self.log(
+            f"working directory {self.workdir}; {len(devices)} x {devices[0].device_kind}; "
+            f"{len(setup.source):,} examples, {setup.total:,} steps"
+        )
+        began = time.monotonic()
+        self.step_fn, flops = setup.compile_step()
+        self.throughput = Throughput(self.experiment.batch_size, flops)
+        directory = self.workdir / "checkpoints"
+        self.writer = checkpoints.Writer(directory, self.experiment.checkpoint.keep, self.log)
+        restored = checkpoints.latest_intact(directory, setup.target, self.log)
+        if restored:
+            state, self.memory = restored[0], Memory.from_meta(restored[1])
+        else:
+            state = setup.fresh_state(self.log)
+        step = int(state.step)
+        count = sum(x.size for x in jax.tree.leaves(state.params))
+        self.log(
+            f"{count:,} parameters; ready in {clock(time.monotonic() - began)}; "
+            f"{'going on from' if restored else 'starting at'} step {step}"
+        )
+        with self._signals():
+            return self._train(state, step)
+
+    def _train(self, state: TrainState, step: int) -> dict[str, Any]:
+        setup, exp = self.setup, self.experiment
+        every_log = setup.steps(exp.logging.every)
+        every_save = setup.steps(exp.checkpoint.every)
+        if self.leader:
+            self.progress = Progress(self.console, step, setup.total)
+            self.journal = Journal(
+                self.workdir, step, exp.logging.tensorboard, exp.logging.wandb, self.name
+            )
+        batches = train_batches(
+            setup.source,
+            setup.preprocess,
+            batch_size=exp.batch_size,
+            seed=exp.seed,
+            start_step=step,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            workers=exp.data.workers,
+            on_error=exp.data.on_error,
+        )
+        try:
+            on_device = self._on_device(iter(batches))
+            self.clock_from = time.monotonic() - self.memory.seconds
+            self.throughput.reset()
+            logged = step - step % every_log
+            saved = step
+            done = step == setup.total
+            if not self.memory.evaluated:
+                done = self._evaluate(state, step) or done
+            while not done:
+                if self.signum is not None:
+                    self._save_and_stop(state, step, saved)
+                state = self.step_fn(state, next(on_device))
+                step += 1
+                done = step == setup.total
+                if self.progress:
+                    self.progress.advance(step)
+                if step % every_log == 0 or done:
+                    state = self._log_training(state, step, step - logged)
+                    logged = step
+                improved = False
+                if self._due(step):
+                    self.memory.evaluated = False
+                    best = self.memory.best.step
+                    done = self._evaluate(state, step) or done
+                    improved = self.memory.best.step != best
+                if improved or done or step % every_save == 0:
+                    self._save(state, step)
+                    saved = step
+            return self._finish(state, step, batches)
+        except _InterruptedEvaluationError:
+            self._save_and_stop(state, step, saved)
+        finally:
+            batches.close()
+            self.writer.close()
+            if self.progress:
+                self.progress.close()
+                self.progress = None
+                self.journal.close()
+
+    def _on_device(self, batches: Iterator) -> Iterator[dict[str, jax.Array]]:
+        """Batches on the devices, the next one on its way while this one is used."""
+        ahead: deque = deque()
+        while True:
+            while len(ahead) < 2:
+                began = time.monotonic()
+                batch = next(batches)
+                self.throughput.waited(time.monotonic() - began)
+                ahead.append(parallelism.to_devices(batch, self.setup.mesh))
+            yield ahead.popleft()
+
+    def _log_training(self, state: TrainState, step: int, steps: int) -> TrainState:
+        totals = jax.device_get(state.totals)
+        self._check_finite(state)
+        values = {f"train/{k}": float(total / count) for k, (total, count) in totals.items()}
+        values["learning_rate"] = float(self.setup.schedule(step - 1))
+        values |= self.throughput.measure(steps)
+        self.throughput.reset()
+        if self.progress:
+            self.journal.write(step, values)
+            self.progress.update(step, values)
+        return self.setup.reset_totals(state)
+
+    def _due(self, step: int) -> list[Evaluator]:
+        return [
+            e
+            for e in self.setup.evaluators
+            if step == self.setup.total or step % self.setup.steps(e.config.every) == 0
+        ]
+
+    def _evaluate(self, state: TrainState, step: int) -> bool:
+        """Runs the evaluators that are due at this step; True if patience has run out."""
+        self._check_finite(state)
+        began = time.monotonic()
+        metrics: dict[str, float] = {}
+        for evaluator in self._due(step):
+            metrics |= self._run_evaluator(evaluator, state)
+        if self.progress:
+            self.journal.write(step, metrics)
+        self.log(
+            f"step {step}/{self.setup.total}  "
+            + "  ".join(f"{k} {v:.4f}" for k, v in metrics.items())
+        )
+        memory, exp = self.memory, self.experiment
+        memory.metrics |= metrics
+        memory.evaluated = True
+        memory.best.update(exp.checkpoint.best, metrics, step)
+        metric = exp.early_stopping.metric
+        memory.patience.update(metric, metrics, step)
+        self.throughput.paused(time.monotonic() - began)
+        if metric in metrics and step - memory.patience.step >= self.setup.steps(
+            exp.early_stopping.patience
+        ):
+            self.log(f"{metric} was best at step {memory.patience.step}; stopping early")
+            return True
+        return False
+
+    def _run_evaluator(self, evaluator: Evaluator, state: TrainState) -> dict[str, float]:
+        wanted = evaluator.config.params
+        ema = wanted == "ema" or (wanted == "auto" and self.experiment.ema_decay is not None)
+        result = evaluator.run(state.variables(ema), self.log, lambda: self.signum is not None)
+        if result is None:
+            raise _InterruptedEvaluationError
+        metrics, self.outputs[evaluator.name] = result
+        return metrics
+
+    def _check_finite(self, state: TrainState) -> None:
+        step = int(state.nonfinite_step)
+        if step >= 0:
+            self.writer.wait()
+            saved = checkpoints.list_checkpoints(self.writer.directory)
+            kept = f"the checkpoint of step {saved[-1].step} is good" if saved else "none was saved"
+            raise DivergedError(
+                f"the loss or a gradient was not finite at step {step}; {kept}; "
+                "try a lower learning rate, a longer warm-up or clip_norm"
+            )
+
+    def _save(self, state: TrainState, step: int) -> None:
+        self._check_finite(state)
+        began = time.monotonic()
+        self.memory.seconds = began - self.clock_from
+        best = self.memory.best.step if self.memory.best.value is not None else None
+        self.writer.save(step, state, dataclasses.asdict(self.memory), best)
+        self.throughput.paused(time.monotonic() - began)
+
+    def _save_and_stop(self, state: TrainState, step: int, saved: int) -> None:
+        if step != saved:
+            self._save(state, step)
+        if not self.writer.wait():
+            raise OSError(f"step {step} could not be saved")
+        raise StoppedError(self.signum, step)
+
+    def _finish(self, state: TrainState, step: int, batches: Batches) -> dict[str, Any]:
+        memory = self.memory
+        seconds = time.monotonic() - self.clock_from
+        if not self.writer.wait():
+            raise OSError(f"the final checkpoint, of step {step}, could not be saved")
+        if batches.broken:
+            self.log(batches.broken_report())
+        # An evaluator that was not due at an early stop, or a run killed after its last step.
+        for evaluator in self.setup.evaluators:
+            if evaluator.name not in self.outputs:
+                memory.metrics |= self._run_evaluator(evaluator, state)
+        params = parallelism.to_host(state.params)
+        if not self.leader:
+            return {}
+        for evaluator in self.setup.evaluators:
+            directory = self.workdir / "report" / evaluator.name
+            directory.mkdir(parents=True, exist_ok=True)
+            self.setup.task.pictures(self.outputs[evaluator.name], evaluator.image, directory)
+        report.draw_curves(self.workdir)
+        best = dataclasses.asdict(memory.best) if memory.best.value is not None else {}
+        result = report.write_result(
+            self.workdir,
+            memory.metrics,
+            best,
+            step,
+            seconds,
+            self.setup.hash,
+            params,
+            list(self.setup.mesh.devices.flat),
+        )
+        self.progress.close()
+        self.console.print(metrics_table(memory.metrics))
+        self.log(f"{step:,} steps in {clock(seconds)}; report in {self.workdir / 'report'}")
+        return result
+
+    @contextlib.contextmanager
+    def _signals(self):
+        """SIGTERM and the first SIGINT ask the loop to save and stop; a second SIGINT kills."""
+
+        def on_signal(signum, frame):
+            del frame
+            self.signum = signum
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+        if threading.current_thread() is not threading.main_thread():
+            yield  # a notebook's worker thread cannot, and need not, handle signals
+            return
+        old = {s: signal.signal(s, on_signal) for s in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for signum, handler in old.items():
+                signal.signal(signum, handler)
+
+
+class _InterruptedEvaluationError(Exception):
+    pass

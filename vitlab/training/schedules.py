@@ -1,0 +1,95 @@
+"""Learning-rate schedules: warm-up, a body, an optional cooldown."""
+
+import dataclasses
+from typing import Literal
+
+import jax.numpy as jnp
+import optax
+
+from vitlab.config import Duration
+from vitlab.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class ScheduleConfig:
+    """`config.schedule`.
+
+    Attributes:
+        name: `cosine` and `linear` fall to `end_factor`; `constant`; `rsqrt` falls as
+            `sqrt(t / (t + step))` after the warm-up, with `t` the `timescale` ("Scaling Vision
+            Transformers", Zhai et al. 2022); `stair` multiplies by `decay_factor` at each of
+            `decay_at`.
+        warmup: linear from 0.
+        cooldown: linear to 0 at the end, whatever the body.
+        end_factor: what cosine and linear end at, as a fraction of the peak.
+        timescale: of rsqrt.
+        decay_at: of stair: fractions of the whole training, ascending.
+        decay_factor: of stair.
+    """
+
+    name: Literal["cosine", "linear", "constant", "rsqrt", "stair"] = "cosine"
+    warmup: Duration = Duration()
+    cooldown: Duration = Duration()
+    end_factor: float = 0.0
+    timescale: Duration = Duration(10_000, "steps")
+    decay_at: tuple[float, ...] = ()
+    decay_factor: float = 0.1
+
+    def __post_init__(self):
+        if self.name == "stair" and not self.decay_at:
+            raise InputError("stair needs decay_at, fractions of the training such as [0.5, 0.75]")
+        if any(not 0 < at < 1 for at in self.decay_at) or list(self.decay_at) != sorted(
+            self.decay_at
+        ):
+            raise InputError(f"decay_at is {self.decay_at} but must ascend between 0 and 1")
+
+
+def make_schedule(
+    config: ScheduleConfig, peak: float, total_steps: int, batch_size: int, examples: int
+) -> optax.Schedule:
+    """A function from the step (i32[]) to the learning rate (f32[]).
+
+    Args:
+        config: which schedule.
+        peak: the learning rate that the warm-up reaches.
+        total_steps: steps of the whole training.
+        batch_size: global, in examples.
+        examples: examples an epoch.
+
+    Raises:
+        InputError: warm-up and cooldown together are longer than the training.
+    """
+    warmup = config.warmup.steps(batch_size, examples)
+    cooldown = config.cooldown.steps(batch_size, examples)
+    if warmup + cooldown > total_steps:
+        raise InputError(
+            f"config.schedule: {warmup} steps of warm-up and {cooldown} of cooldown do not fit in "
+            f"a training of {total_steps} steps"
+        )
+    length = max(1, total_steps - warmup)
+    if config.name == "cosine":
+        body = optax.cosine_decay_schedule(peak, length, config.end_factor)
+    elif config.name == "linear":
+        body = optax.linear_schedule(peak, peak * config.end_factor, length)
+    elif config.name == "constant":
+        body = optax.constant_schedule(peak)
+    elif config.name == "stair":
+        edges = {
+            max(1, round(at * total_steps)) - warmup: config.decay_factor for at in config.decay_at
+        }
+        body = optax.piecewise_constant_schedule(peak, edges)
+    else:
+        timescale = config.timescale.steps(batch_size, examples)
+
+        def body(step):
+            return peak * jnp.sqrt(timescale / (timescale + step))
+
+    rise = optax.linear_schedule(0.0, peak, warmup)
+    whole = optax.join_schedules([rise, body], [warmup]) if warmup else body
+    if not cooldown:
+        return whole
+
+    def with_cooldown(step):
+        return whole(step) * jnp.clip((total_steps - step) / cooldown, 0.0, 1.0)
+
+    return with_cooldown

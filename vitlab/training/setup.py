@@ -1,0 +1,213 @@
+"""From a config to what a run needs: data, task, evaluators, optimizer, compiled step."""
+
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vitlab import config as config_lib
+from vitlab.data.preprocess import Preprocess
+from vitlab.data.sources import open_source
+from vitlab.errors import InputError
+from vitlab.ops import keys
+from vitlab.tasks.task import task_class
+from vitlab.training import parallelism
+from vitlab.training.evaluator import Evaluator
+from vitlab.training.experiment import NOT_IN_HASH, Experiment
+from vitlab.training.optimizer import make_optimizer
+from vitlab.training.schedules import make_schedule
+from vitlab.training.step import TrainState, make_train_step, normalizer
+from vitlab.weights import transfer
+
+
+class Setup:
+    """Everything that a config determines. Building it checks it and computes nothing.
+
+    Attributes:
+        experiment: the typed config; `resolved` is the same as nested dicts with every default.
+        hash: names the config, see `NOT_IN_HASH`.
+        mesh, source, preprocess, task, evaluators, schedule: what they are called.
+        total: optimizer steps of the whole training.
+        target: the `TrainState` as `jax.ShapeDtypeStruct`s with shardings.
+
+    Raises:
+        InputError: anything in the config is wrong, or does not fit the data.
+    """
+
+    def __init__(self, config: dict[str, Any]):
+        exp = self.experiment = Experiment.from_config(config)
+        self.mesh = parallelism.make_mesh(exp.parallelism, exp.batch_size)
+        self.source = open_source(exp.data.source, exp.data.split)
+        self.preprocess = Preprocess.parse(exp.data.preprocess)
+        classes = tuple(self.source.class_names)
+        precision = exp.precision
+        if precision == "auto":
+            precision = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        self.task = task_class(exp.task).from_config(
+            exp.model, exp.loss, exp.augment, classes, jnp.dtype(precision)
+        )
+        self.resolved = {**config_lib.as_dict(exp), **self.task.settings()}
+        self.hash = config_lib.hash_of(self.resolved, NOT_IN_HASH)
+        self.evaluators = [
+            Evaluator(
+                name,
+                section,
+                exp.data.source,
+                exp.batch_size,
+                classes,
+                self.task,
+                self.mesh,
+                exp.data.workers,
+            )
+            for name, section in exp.evaluators.items()
+        ]
+        self.total = self.steps(exp.total)
+        self.schedule = make_schedule(
+            exp.schedule, exp.optimizer.lr, self.total, exp.batch_size, len(self.source)
+        )
+        self._normalize = normalizer(self.preprocess.scale, self.preprocess.shift)
+        self._image = self.preprocess(self.source[0], np.random.default_rng(0))["image"]
+        params = jax.eval_shape(self._variables)["params"]
+        self._optimizer = make_optimizer(
+            exp.optimizer, self.schedule, params, self.task.layer_of, self.task.num_layers
+        )
+        self._step = make_train_step(
+            self.task, self._optimizer, self._normalize, exp.seed, exp.accumulate, exp.ema_decay
+        )
+        shape = jax.eval_shape(lambda: self._state(self._variables()))
+        totals = jax.eval_shape(self._step, shape, self._batch()).totals
+        self._zero_totals = jax.tree.map(lambda t: np.zeros(t.shape, t.dtype), totals)
+        whole = parallelism.replicated(self.mesh)
+        self.target: TrainState = jax.tree.map(
+            lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=whole),
+            shape.replace(totals=totals),
+        )
+        self._check_metric_names(shape)
+
+    def steps(self, duration: config_lib.Duration) -> int:
+        """A duration in optimizer steps of this run."""
+        return duration.steps(self.experiment.batch_size, len(self.source))
+
+    def compile_step(self) -> tuple[Callable, float]:
+        """The compiled `(state, batch) -> state`, and its FLOPs on one device (0 if unknown)."""
+        whole = parallelism.replicated(self.mesh)
+        jitted = jax.jit(self._step, donate_argnums=0, out_shardings=whole)
+        compiled = jitted.lower(self.target, self._batch()).compile()
+        analysis = compiled.cost_analysis()
+        return compiled, float((analysis or {}).get("flops", 0.0))
+
+    def fresh_state(self, log: Callable[[str], None]) -> TrainState:
+        """The state at step 0: initialised, or taken from `config.init_from`."""
+        whole = parallelism.replicated(self.mesh)
+        variables = jax.jit(self._variables, out_shardings=whole)()
+        if self.experiment.init_from:
+            variables = jax.device_put(self._transferred(variables, log), whole)
+        state = jax.jit(self._state, out_shardings=whole)(variables)
+        return self.reset_totals(state)
+
+    def reset_totals(self, state: TrainState) -> TrainState:
+        """The state with its metric sums at zero."""
+        whole = parallelism.replicated(self.mesh)
+        return state.replace(totals=jax.device_put(self._zero_totals, whole))
+
+    def claim(self, workdir: pathlib.Path) -> dict[str, Any] | None:
+        """Makes the working directory this config's own.
+
+        Returns:
+            The `result.json` of a run that is finished, or None.
+
+        Raises:
+            InputError: the directory belongs to another config, or cannot be written.
+        """
+        path = workdir / "config.json"
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            if path.exists():
+                theirs = json.loads(path.read_text())
+                differ = _differences(
+                    json.loads(config_lib.canonical(theirs, NOT_IN_HASH)),
+                    json.loads(config_lib.canonical(self.resolved, NOT_IN_HASH)),
+                )
+                if differ:
+                    raise InputError(
+                        f"{workdir} belongs to another config: "
+                        f"{'; '.join(differ[:3])}. Give another --workdir"
+                    )
+            path.write_text(json.dumps(self.resolved, indent=1) + "\n")
+        except OSError as e:
+            raise InputError(f"--workdir {workdir}: {e.strerror or e}") from e
+        except json.JSONDecodeError as e:
+            raise InputError(f"{path} is no config: {e}") from e
+        result = workdir / "result.json"
+        return json.loads(result.read_text()) if result.exists() else None
+
+    def _variables(self) -> dict[str, Any]:
+        images = self._normalize(jnp.zeros((1, *self._image.shape), jnp.uint8))
+        return self.task.init(keys.batch_key(self.experiment.seed, "init", 0), images)
+
+    def _state(self, variables: dict[str, Any]) -> TrainState:
+        params = variables["params"]
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            model_state={k: v for k, v in variables.items() if k != "params"},
+            opt_state=self._optimizer.init(params),
+            ema=jax.tree.map(jnp.copy, params) if self.experiment.ema_decay else None,
+            totals={},
+            nonfinite_step=jnp.full((), -1, jnp.int32),
+        )
+
+    def _batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        rows = self.experiment.batch_size
+        shapes = {
+            "image": ((rows, *self._image.shape), np.uint8),
+            "label": ((rows,), np.int32),
+            "mask": ((rows,), np.bool_),
+            "id": ((rows,), np.int32),
+            "epoch": ((rows,), np.int32),
+        }
+        split = parallelism.split_by_example(self.mesh)
+        return {k: jax.ShapeDtypeStruct(*v, sharding=split) for k, v in shapes.items()}
+
+    def _check_metric_names(self, shape: TrainState) -> None:
+        """Finds a misspelt metric now rather than after the first epoch."""
+        names = set()
+        for evaluator in self.evaluators:
+            names |= evaluator.metric_names(shape.variables(), self._batch())
+        exp = self.experiment
+        for key, metric in (
+            ("checkpoint.best", exp.checkpoint.best),
+            ("early_stopping.metric", exp.early_stopping.metric),
+        ):
+            if metric and metric not in names:
+                raise InputError(
+                    f"config.{key}: no evaluator computes {metric!r}"
+                    f"{config_lib.nearest(metric, names)}"
+                )
+
+    def _transferred(self, variables: Any, log: Callable[[str], None]) -> Any:
+        exp = self.experiment
+        params, state = transfer.read(exp.init_from)
+        own = {k: v for k, v in variables.items() if k != "params"}
+        fresh = flax.traverse_util.flatten_dict({**variables["params"], **own}, sep="/")
+        fresh = {name: np.asarray(value) for name, value in fresh.items()}
+        filled, report = transfer.transfer(fresh, params | state, exp.init_allow)
+        log(f"init_from {exp.init_from}: {report}")
+        tree = flax.traverse_util.unflatten_dict(filled, sep="/")
+        collections = {k: tree.pop(k) for k in own}
+        return {"params": tree, **collections}
+
+
+def _differences(theirs: Any, ours: Any, where: str = "config") -> list[str]:
+    """What differs between two nested dicts, as `config.a.b is 1 there and 2 here`."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        found = []
+        for key in sorted(theirs.keys() | ours.keys()):
+            found += _differences(theirs.get(key), ours.get(key), f"{where}.{key}")
+        return found
+    return [] if theirs == ours else [f"{where} is {theirs!r} there and {ours!r} here"]

@@ -1,0 +1,168 @@
+"""The train state, and the one step that changes it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from vitlab.errors import InputError
+from vitlab.ops import keys
+from vitlab.tasks.task import Task
+
+
+def normalizer(scale: np.ndarray, shift: np.ndarray) -> Callable[[jax.Array], jax.Array]:
+    """The last op of a preprocessing string: pixels in [0, 255] to f32 `pixels * scale + shift`."""
+    return lambda images: images.astype(jnp.float32) * scale + shift
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that a step reads and writes, and all that a checkpoint holds.
+
+    Attributes:
+        step: i32[], steps done. With the seed it is the whole random state and data position.
+        params: f32 parameters.
+        model_state: the model's other collections (`batch_stats`).
+        opt_state: the optimizer's.
+        ema: exponential moving average of `params`, or None.
+        totals: `{metric: (sum f32[], count f32[])}` since the last log, kept here so that what a
+            resumed run logs is what the unbroken run would have logged.
+        nonfinite_step: i32[], the first step whose loss or gradient was not finite, or -1.
+    """
+
+    step: jax.Array
+    params: Any
+    model_state: Any
+    opt_state: Any
+    ema: Any
+    totals: dict[str, tuple[jax.Array, jax.Array]]
+    nonfinite_step: jax.Array
+
+    def variables(self, ema: bool = False) -> dict[str, Any]:
+        """What `model.apply` takes, with the parameters or with their average."""
+        return {"params": self.ema if ema else self.params, **self.model_state}
+
+
+def make_train_step(
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    normalize: Callable[[jax.Array], jax.Array],
+    seed: int,
+    accumulate: int = 1,
+    ema_decay: float | None = None,
+) -> Callable[[TrainState, dict[str, jax.Array]], TrainState]:
+    """A pure function `(state, batch) -> state`, to be compiled.
+
+    Args:
+        task: what is learned.
+        optimizer: see `make_optimizer`.
+        normalize: from pixels f32 in [0, 255] to what the model takes.
+        seed: of every random draw.
+        accumulate: parts that the batch is cut into, one after the other, with one update for
+            all: the gradient of the whole batch in less memory.
+        ema_decay: of the average of the parameters; None keeps none.
+    """
+
+    def step_fn(state: TrainState, batch: dict[str, jax.Array]) -> TrainState:
+        step = state.step
+        batch = task.augment(batch, normalize, seed, step)
+
+        def loss_fn(params, model_state, part, index):
+            key = jax.random.fold_in(keys.batch_key(seed, "model", step), index)
+            terms, metrics, new_state = task.loss(params, model_state, part, key)
+            return terms, (metrics, new_state)
+
+        terms, metrics, model_state, grads = gradients(
+            loss_fn, state.params, state.model_state, batch, accumulate
+        )
+        loss = sum(weight * total / count for total, count, weight in terms.values())
+        grad_norm = optax.global_norm(grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if ema_decay is not None:
+            ema = optax.incremental_update(params, ema, 1.0 - ema_decay)
+
+        one = jnp.ones((), jnp.float32)
+        measured = {"loss": (loss, one), "grad_norm": (grad_norm, one), **metrics}
+        if len(terms) > 1:
+            measured |= {name: term[:2] for name, term in terms.items()}
+        totals = {}
+        for name, (total, count) in measured.items():
+            before = state.totals.get(name, (0.0, 0.0))  # a fresh state has none
+            totals[name] = (before[0] + total, before[1] + count)
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        first = (state.nonfinite_step < 0) & ~finite
+        return TrainState(
+            step=step + 1,
+            params=params,
+            model_state=model_state,
+            opt_state=opt_state,
+            ema=ema,
+            totals=totals,
+            nonfinite_step=jnp.where(first, step + 1, state.nonfinite_step),
+        )
+
+    return step_fn
+
+
+def gradients(loss_fn: Callable, params: Any, model_state: Any, batch: Any, accumulate: int):
+    """Loss terms, metrics, new model state and gradients of one batch.
+
+    The loss is `sum of weight * sum / count` over its terms. With `accumulate` parts the counts of
+    the whole batch are needed before the first gradient; they depend on no parameter, so XLA
+    drops the forward pass that would compute them.
+
+    Args:
+        loss_fn: `(params, model_state, batch, part index) -> (terms, (metrics, model_state))`.
+        params: what to differentiate by.
+        model_state: the model's other collections.
+        batch: arrays whose leading axis `accumulate` divides.
+        accumulate: number of parts.
+
+    Returns:
+        `terms {name: (sum, count, weight)}`, `metrics {name: (sum, count)}`, model state, grads.
+    """
+
+    def scaled(params, model_state, part, index, counts):
+        terms, (metrics, new_state) = loss_fn(params, model_state, part, index)
+        counts = counts or {name: count for name, (_, count, _) in terms.items()}
+        loss = sum(weight * terms[name][0] / counts[name] for name, (_, _, weight) in terms.items())
+        return loss, (terms, metrics, new_state)
+
+    grad_fn = jax.grad(scaled, has_aux=True)
+    if accumulate == 1:
+        grads, (terms, metrics, new_state) = grad_fn(params, model_state, batch, 0, None)
+        return terms, metrics, new_state, grads
+    if jax.tree.leaves(model_state):
+        raise InputError(
+            "config.accumulate: a model with batch statistics sees other examples, so "
+            "parts of a batch do not equal the batch; use 1"
+        )
+    # Every part takes every n-th row, so that it is spread over the devices as the batch is.
+    parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
+    indices = jnp.arange(accumulate)
+
+    def count_part(args):
+        terms, _ = loss_fn(params, model_state, *args)
+        return {name: count for name, (_, count, _) in terms.items()}
+
+    counts = jax.tree.map(jnp.sum, jax.lax.map(count_part, (parts, indices)))
+
+    def add_part(total, args):
+        part, index = args
+        grads, (terms, metrics, _) = grad_fn(params, model_state, part, index, counts)
+        return jax.tree.map(jnp.add, total, grads), (terms, metrics)
+
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    grads, (terms, metrics) = jax.lax.scan(add_part, zeros, (parts, indices))
+    metrics = jax.tree.map(lambda x: x.sum(0), metrics)
+    terms = {
+        name: (total.sum(0), count.sum(0), weight[0])
+        for name, (total, count, weight) in terms.items()
+    }
+    return terms, metrics, model_state, grads

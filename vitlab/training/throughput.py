@@ -1,0 +1,60 @@
+"""Images a second, waiting for input, and model FLOPs utilisation."""
+
+import time
+
+import jax
+
+# Dense bfloat16 peak of one device, FLOP/s, from the vendors' data sheets; SXM forms of the GPUs.
+PEAK_FLOPS = {
+    "A100": 312e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "TPU v3": 123e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+}
+
+
+class Throughput:
+    """Measures between two log steps, evaluations and checkpoints left out.
+
+    Args:
+        batch_size: global.
+        step_flops: of one device in one step, as XLA counts them; 0 where unknown.
+    """
+
+    def __init__(self, batch_size: int, step_flops: float):
+        self.batch_size = batch_size
+        kind = jax.devices()[0].device_kind
+        # The longest name wins: "TPU v5 lite" is also a "TPU v5".
+        name = max((name for name in PEAK_FLOPS if name in kind), key=len, default="")
+        self.peak = PEAK_FLOPS.get(name, 0.0)
+        self.step_flops = step_flops
+        self.reset()
+
+    def reset(self) -> None:
+        """Starts a new interval."""
+        self._began = time.monotonic()
+        self._waited = 0.0
+        self._paused = 0.0
+
+    def waited(self, seconds: float) -> None:
+        """Counts time in which the loop waited for a batch."""
+        self._waited += seconds
+
+    def paused(self, seconds: float) -> None:
+        """Takes out time that was not training."""
+        self._paused += seconds
+
+    def measure(self, steps: int) -> dict[str, float]:
+        """`images_per_second`, `input_wait` (a fraction), and `mfu` where the peak is known."""
+        seconds = max(time.monotonic() - self._began - self._paused, 1e-9)
+        values = {
+            "images_per_second": steps * self.batch_size / seconds,
+            "input_wait": self._waited / seconds,
+        }
+        if self.peak and self.step_flops:
+            values["mfu"] = steps * self.step_flops / seconds / self.peak
+        return values

@@ -1,0 +1,135 @@
+"""Parameters of one run as the start of another, with every one accounted for."""
+
+import dataclasses
+import os
+import re
+from collections.abc import Mapping, Sequence
+
+import flax.traverse_util
+import jax.numpy as jnp
+import numpy as np
+
+from vitlab import checkpoints
+from vitlab.errors import InputError
+from vitlab.ops.positions import resize_position_embedding
+
+
+@dataclasses.dataclass(frozen=True)
+class TransferReport:
+    """What became of every parameter: names such as `encoder/block_0/mlp/fc1/kernel`.
+
+    Attributes:
+        loaded: taken as they are.
+        resized: position embeddings, interpolated to another grid.
+        new: of the model, not in the source (or of another shape there): freshly initialised.
+        unused: of the source, not in the model.
+    """
+
+    loaded: tuple[str, ...]
+    resized: tuple[str, ...]
+    new: tuple[str, ...]
+    unused: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.loaded)} parameters loaded"]
+        for what in ("resized", "new", "unused"):
+            names = getattr(self, what)
+            if names:
+                lines.append(f"{len(names)} {what}: {', '.join(names)}")
+        return "\n".join(lines)
+
+
+def read(path: os.PathLike | str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Parameters and other collections of a run, by name.
+
+    The moving average stands in for the parameters where the run kept one.
+
+    Args:
+        path: a working directory (its newest checkpoint) or a checkpoint.
+
+    Returns:
+        `{"encoder/...": f32[...]}` for the parameters, and the same for the model state, whose
+        names start with their collection, such as `batch_stats/`.
+
+    Raises:
+        InputError: no checkpoint there, or a damaged one.
+    """
+    checkpoint = checkpoints.locate(path)
+    try:
+        state = checkpoints.restore(checkpoint)
+    except checkpoints.DamagedError as e:
+        raise InputError(f"{checkpoint.path} is damaged: {e}") from e
+
+    def flat(tree):
+        return flax.traverse_util.flatten_dict(tree, sep="/")
+
+    return flat(state.get("ema") or state["params"]), flat(state.get("model_state", {}))
+
+
+def transfer(
+    target: Mapping[str, np.ndarray],
+    source: Mapping[str, np.ndarray],
+    allow: Sequence[str] = (),
+    where: str = "config.init_from",
+) -> tuple[dict[str, np.ndarray], TransferReport]:
+    """Fills a model's variables from those of another run.
+
+    Args:
+        target: the model's own fresh variables, by name.
+        source: what there is, by name.
+        allow: regexes (matched whole) of names that may be new, unused, or of another shape.
+        where: named in errors.
+
+    Returns:
+        The filled variables and the report.
+
+    Raises:
+        InputError: a name that is new, unused or of another shape, and not allowed.
+    """
+    for pattern in allow:
+        try:
+            re.compile(pattern)
+        except re.error as e:
+            raise InputError(f"config.init_allow: {pattern!r} is no regular expression: {e}") from e
+
+    def allowed(name):
+        return any(re.fullmatch(pattern, name) for pattern in allow)
+
+    filled: dict[str, np.ndarray] = {}
+    loaded, resized, new, problems = [], [], [], []
+    for name, fresh in target.items():
+        have = source.get(name)
+        filled[name] = fresh
+        if have is None:
+            new.append(name)
+            if not allowed(name):
+                problems.append(f"{name} is not there")
+        elif have.shape == fresh.shape:
+            filled[name] = np.asarray(have, fresh.dtype)
+            loaded.append(name)
+        elif name.endswith("embedding/position") and have.shape[-1] == fresh.shape[-1]:
+            filled[name] = _resize_position(have, fresh.shape)
+            resized.append(name)
+        else:
+            new.append(name)
+            if not allowed(name):
+                problems.append(f"{name} is {have.shape} there and {fresh.shape} here")
+    unused = [name for name in source if name not in target]
+    problems += [f"{name} is not in this model" for name in unused if not allowed(name)]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise InputError(
+            f"{where}: {'; '.join(problems[:3])}{more}. Name what may differ in config.init_allow, "
+            "such as ['head/.*']"
+        )
+    report = TransferReport(tuple(loaded), tuple(resized), tuple(new), tuple(unused))
+    return filled, report
+
+
+def _resize_position(table: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """f32[rows, columns, width] onto another grid."""
+    rows, columns, width = table.shape
+    resized = resize_position_embedding(
+        jnp.asarray(table.reshape(1, -1, width)), shape[:2], old_grid=(rows, columns)
+    )
+    return np.asarray(resized).reshape(shape)
