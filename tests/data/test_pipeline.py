@@ -233,6 +233,14 @@ def test_a_killed_worker_is_an_error(numbered, decode):
             take(batches, 1000)
 
 
+def test_closed_batches_are_at_their_end(numbered, decode):
+    batches = train_batches(numbered(9), decode, batch_size=3, seed=0)
+    next(batches)
+    batches.close()
+    batches.close()
+    assert list(batches) == []
+
+
 # Wrong settings
 
 

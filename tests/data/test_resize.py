@@ -1,4 +1,4 @@
-"""Resizing against TensorFlow's, from tests/fixtures/make_resize.py."""
+"""Resizing against TensorFlow's, from tests/fixtures/make_image_resize.py."""
 
 import pathlib
 
@@ -7,13 +7,20 @@ import pytest
 
 from vitlab.data.resize import resize, resize_small
 
-FIXTURE = pathlib.Path(__file__).parents[1] / "fixtures" / "resize.npz"
+FIXTURE = pathlib.Path(__file__).parents[1] / "fixtures" / "image_resize.npz"
 with np.load(FIXTURE) as file:
     REFERENCE = {name: file[name] for name in file.files}
 
 
 def cases(kind, method):
     return [name for name in REFERENCE if name.startswith(f"{kind}/{method}/")]
+
+
+def test_the_fixture_has_every_method():
+    for method in ("bilinear", "bicubic", "area", "nearest"):
+        assert len(cases("plain", method)) == 5
+    for method in ("bilinear", "bicubic", "lanczos"):
+        assert len(cases("antialias", method)) == 5
 
 
 def compare(name):

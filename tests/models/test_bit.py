@@ -48,27 +48,26 @@ def fixture():
 
 
 @pytest.fixture(scope="module")
-def output(fixture):
-    """logits, intermediates of the tiny model."""
+def apply():
+    """The tiny model: variables, images -> (logits, intermediates); compiled once."""
     with jax.default_matmul_precision("highest"):
-        return jax.jit(BiT(**TINY).apply)(from_timm(fixture), fixture["images"])
+        yield jax.jit(BiT(**TINY).apply)
 
 
-def test_matches_timm(fixture, output):
-    logits, out = output
+def test_matches_timm(fixture, apply):
+    logits, out = apply(from_timm(fixture), fixture["images"])
     assert out.keys() == {"stem", *(f"stage_{i}" for i in range(1, 5)), "pre_logits", "logits"}
     for i in range(1, 5):
         assert_close(out[f"stage_{i}"], fixture[f"stage_{i}"])
     assert_close(logits, fixture["logits"])
 
 
-def test_kernels_count_only_up_to_scale_and_shift(fixture, output):
+def test_kernels_count_only_up_to_scale_and_shift(fixture, apply):
     variables = from_timm(fixture)
     variables["params"]["stage_2"]["block_1"]["conv2"]["kernel"] *= 7.0
     variables["params"]["stem_conv"]["kernel"] += 3.0
-    with jax.default_matmul_precision("highest"):
-        logits, _ = jax.jit(BiT(**TINY).apply)(variables, fixture["images"])
-    np.testing.assert_allclose(logits, output[0], rtol=0, atol=1e-4)
+    logits, _ = apply(variables, fixture["images"])
+    np.testing.assert_allclose(logits, fixture["logits"], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(

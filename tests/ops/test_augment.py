@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from vitlab.errors import InputError
-from vitlab.ops.augment import color_jitter, random_erasing, sample_color_jitter
+from vitlab.ops.augment import (
+    color_jitter,
+    gaussian_noise,
+    random_erasing,
+    sample_color_jitter,
+)
 from vitlab.ops.keys import example_keys
 
 BATCH = 24
@@ -204,3 +209,13 @@ def test_random_erasing_leaves_an_image_that_no_rectangle_fits():
 def test_random_erasing_refuses_what_it_cannot_do(wrong):
     with pytest.raises(InputError, match=list(wrong)[-1]):
         random_erasing(jnp.ones((1, 4, 4, 3)), keys(1), **wrong)
+
+
+def test_gaussian_noise_has_its_deviation_and_stays_in_range():
+    keys = example_keys(0, "noise", jnp.zeros(4, jnp.int32), jnp.arange(4))
+    images = jnp.full((4, 16, 16, 3), 0.5)
+    noisy = np.asarray(gaussian_noise(images, keys, 0.1))
+    assert noisy.std() == pytest.approx(0.1, rel=0.05)
+    assert len({image.tobytes() for image in noisy}) == 4
+    noisy = np.asarray(gaussian_noise(images, keys, 2.0))
+    assert (noisy.min(), noisy.max()) == (0, 1)

@@ -88,7 +88,7 @@ def inception_crop(
     rng: np.random.Generator,
     size: Size,
     area_min: Percent = 5,
-    area_max: Percent = 100,
+    area_max: Annotated[float, Between(0.01, 100)] = 100,
     ratio_min: Ratio = 0.75,
     ratio_max: Ratio = 1.33,
     method: Method = "bilinear",
@@ -132,10 +132,10 @@ def check_inception_crop(
     """Checks what no argument of `inception_crop` can tell alone.
 
     Raises:
-      InputError: a least value is greater than its greatest, or no area is permitted.
+      InputError: a least value is greater than its greatest.
     """
-    if not 0 < area_max >= area_min:
-        raise InputError(f"needs area_min <= area_max > 0, not {area_min:g} and {area_max:g}")
+    if area_min > area_max:
+        raise InputError(f"needs area_min <= area_max, not {area_min:g} and {area_max:g}")
     if ratio_min > ratio_max:
         raise InputError(f"needs ratio_min <= ratio_max, not {ratio_min:g} and {ratio_max:g}")
 
@@ -179,6 +179,7 @@ def _box_by_area(
 
 
 def _anywhere(height: int, width: int, h: int, w: int, rng: np.random.Generator) -> _Box:
+    # TensorFlow never draws the last row and column of positions; torchvision and this do.
     return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
 
 

@@ -76,8 +76,10 @@ class Batches:
         return _broken_report(self.broken, self._num_examples) if self.broken else ""
 
     def close(self) -> None:
-        """Stops loading. The iterator cannot be used any more."""
+        """Stops loading; there are no more batches after it."""
         self._finalizer()
+        # Grain's iterator would complain at the end of the interpreter, if it lived until then.
+        self._iterator = iter(())
 
 
 def train_batches(

@@ -19,7 +19,7 @@ MODELS = {
 }
 
 # Fields of a module that the framework sets, not the user.
-_FRAMEWORK = ("parent", "name", "dtype")
+_FRAMEWORK = ("parent", "name", "dtype", "axis_name")
 
 
 def build_model(section: Mapping[str, Any], **given: Any) -> nn.Module:

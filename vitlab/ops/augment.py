@@ -149,6 +149,26 @@ def apply_color_jitter(images: Array, drawn: ColorJitter, with_hue: bool = True)
     return jnp.where(drawn.applied[:, None, None, None], x, images)
 
 
+def gaussian_noise(images: Array, keys: Array, std: float) -> Array:
+    """Adds normal noise, drawn for each pixel and channel, and clips to [0, 1].
+
+    Args:
+      images: f32[batch, height, width, channels] in [0, 1].
+      keys: key[batch].
+      std: the standard deviation.
+
+    Returns:
+      f32[batch, height, width, channels] in [0, 1].
+
+    Raises:
+      InputError: std is negative.
+    """
+    if std < 0:
+        raise InputError(f"gaussian_noise: std {std} must be >= 0")
+    noise = jax.vmap(lambda key: jax.random.normal(key, images.shape[1:], images.dtype))(keys)
+    return jnp.clip(images + std * noise, 0, 1)
+
+
 def random_erasing(
     images: Array,
     keys: Array,

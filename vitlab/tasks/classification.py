@@ -25,17 +25,29 @@ class LossConfig:
     """`config.loss`.
 
     Attributes:
-        name: `softmax`; or `sigmoid`, one binary decision a class ("Are we done with ImageNet?",
-            Beyer et al. 2020; DeiT III), summed over the classes.
+        name: `softmax`; `sigmoid`, one binary decision a class, summed over the classes as
+            big_vision does ("Are we done with ImageNet?", arXiv:2006.07159); or `bce`, the same
+            averaged over the classes, with every class of a mixed image a full positive, as
+            DeiT III does (arXiv:2204.07118).
         label_smoothing: mass that is spread evenly over all classes.
     """
 
-    name: Literal["softmax", "sigmoid"] = "softmax"
+    name: Literal["softmax", "sigmoid", "bce"] = "softmax"
     label_smoothing: float = 0.0
 
     def __post_init__(self):
         if not 0 <= self.label_smoothing < 1:
             raise InputError(f"label_smoothing is {self.label_smoothing} but must be in [0, 1)")
+        if self.label_smoothing and self.name == "bce":
+            raise InputError("label_smoothing would make every class a positive of bce; use 0")
+
+    def __call__(self, logits: jax.Array, targets: jax.Array) -> jax.Array:
+        """f32[batch] from logits f[batch, classes] and targets f32[batch, classes]."""
+        if self.name == "softmax":
+            return losses.softmax_cross_entropy(logits, targets)
+        if self.name == "sigmoid":
+            return losses.sigmoid_cross_entropy(logits, targets) * logits.shape[-1]
+        return losses.sigmoid_cross_entropy(logits, targets > 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,13 +168,9 @@ class Classification:
             rngs={"dropout": key},
             mutable=list(model_state),
         )
-        entropy = {
-            "softmax": losses.softmax_cross_entropy,
-            "sigmoid": losses.sigmoid_cross_entropy,
-        }[self.loss_config.name]
         weight = batch["mask"].astype(jnp.float32)
         count = weight.sum()
-        total = (entropy(logits, batch["target"]) * weight).sum()
+        total = (self.loss_config(logits, batch["target"]) * weight).sum()
         right = ((logits.argmax(-1) == batch["label"]) * weight).sum()
         return {self.loss_config.name: (total, count, 1.0)}, {"accuracy": (right, count)}, new_state
 

@@ -1,0 +1,91 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vitlab.errors import InputError
+from vitlab.ops.attention import attention
+
+BATCH, QUERIES, KEYS, HEADS, HEAD_DIM = 2, 5, 7, 3, 4
+
+
+@pytest.fixture(scope="module")
+def arrays():
+    rng = np.random.default_rng(0)
+    query = rng.normal(size=(BATCH, QUERIES, HEADS, HEAD_DIM))
+    key, value = rng.normal(size=(2, BATCH, KEYS, HEADS, HEAD_DIM))
+    return tuple(jnp.asarray(x, jnp.float32) for x in (query, key, value))
+
+
+def by_definition(query, key, value, mask=None):
+    """Loops over every query in float64."""
+    query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
+    output = np.zeros(query.shape)
+    for b, q, h in np.ndindex(query.shape[:3]):
+        keep = slice(None) if mask is None else np.asarray(mask)[b, h, q]
+        logits = key[b, keep, h] @ query[b, q, h] / np.sqrt(query.shape[-1])
+        weights = np.exp(logits - logits.max())
+        output[b, q, h] = weights / weights.sum() @ value[b, keep, h]
+    return output
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 2e-2)])
+def test_is_softmax_attention_with_and_without_masks(arrays, dtype, tolerance):
+    arrays = tuple(x.astype(dtype) for x in arrays)
+    mask = np.random.default_rng(1).random((BATCH, HEADS, QUERIES, KEYS)) < 0.6
+    mask[..., 0] = True
+    padding = mask[:, 0, 0]
+    for given, full in (
+        (None, None),
+        (mask, mask),
+        (mask[:1, :1], np.broadcast_to(mask[:1, :1], mask.shape)),
+        (padding, np.broadcast_to(padding[:, None, None], mask.shape)),
+    ):
+        output = attention(*arrays, mask=None if given is None else jnp.asarray(given))
+        assert output.dtype == dtype
+        error = np.abs(np.asarray(output, np.float64) - by_definition(*arrays, full)).max()
+        assert error < tolerance
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_padding_keys_change_neither_valid_outputs_nor_gradients(arrays, dtype):
+    query, key, value = (x.astype(dtype) for x in arrays)
+    mask = jnp.arange(KEYS) < jnp.array([[4], [6]])
+
+    def loss(query, key, value):
+        output = attention(query, key, value, mask)
+        return (output.astype(jnp.float32) ** 2).sum(), output
+
+    run = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))
+    (_, output), gradients = run(query, key, value)
+    junk = jnp.where(mask[..., None, None], 0, 1e4).astype(dtype)
+    (_, other), others = run(query, key + junk, value - junk)
+    np.testing.assert_array_equal(output, other)
+    for gradient, again in zip(gradients, others, strict=True):
+        np.testing.assert_array_equal(gradient, again)
+    for gradient in gradients[1:]:
+        assert not np.asarray(gradient, np.float32)[~np.asarray(mask)].any()
+
+
+def test_a_query_without_keys_gets_the_mean_value_and_finite_gradients(arrays):
+    mask = jnp.zeros((BATCH, KEYS), bool)
+    output = attention(*arrays, mask)
+    mean = jnp.broadcast_to(arrays[2].mean(axis=1, keepdims=True), output.shape)
+    np.testing.assert_allclose(output, mean, atol=1e-6)
+    gradients = jax.grad(lambda *a: attention(*a, mask).sum(), (0, 1, 2))(*arrays)
+    assert all(np.isfinite(g).all() for g in gradients)
+
+
+def test_the_softmax_is_in_float32_for_bfloat16():
+    # Two logits that bfloat16 cannot tell apart (128 and 128.25) still get different weights.
+    query = jnp.ones((1, 1, 1, 4), jnp.bfloat16)
+    key = jnp.array([[64, 64, 64, 64], [64, 64, 64, 64.5]], jnp.bfloat16)[None, :, None]
+    value = jnp.array([0.0, 1.0], jnp.bfloat16)[None, :, None, None] * jnp.ones(4, jnp.bfloat16)
+    weight = float(attention(query, key, value)[0, 0, 0, 0])
+    assert abs(weight - 1 / (1 + np.exp(-0.25))) < 4e-3
+
+
+@pytest.mark.parametrize("mask", [jnp.ones((2, 7)), jnp.ones((2, 5, 7), bool)])
+def test_a_mask_of_another_kind_is_refused(arrays, mask):
+    with pytest.raises(InputError, match=r"bool\[batch, keys\]"):
+        attention(*arrays, mask)

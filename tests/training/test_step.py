@@ -1,0 +1,171 @@
+"""The train step: accumulation, averages, divergence, and independence of the device count."""
+
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from vitlab.errors import InputError
+from vitlab.ops import keys
+from vitlab.tasks.classification import Classification
+from vitlab.training.step import TrainState, make_train_step, normalizer
+
+CLASSES = ("a", "b", "c")
+MODEL = {"name": "vit", "width": 8, "depth": 1, "num_heads": 2, "patch_size": 4, "pool": "gap",
+         "head_init_std": 0.1}  # fmt: skip
+NORMALIZE = normalizer(np.float32([2 / 255]), np.float32([-1]))
+
+
+def make_task(augment=None, **model):
+    return Classification.from_config({**MODEL, **model}, {}, augment or {}, CLASSES, jnp.float32)
+
+
+def make_batch(rows=8):
+    rng = np.random.default_rng(0)
+    return {
+        "image": rng.integers(0, 256, (rows, 8, 8, 1), np.uint8),
+        "label": rng.integers(0, 3, rows, np.int32),
+        "mask": np.ones(rows, bool),
+        "id": np.arange(rows, dtype=np.int32),
+        "epoch": np.zeros(rows, np.int32),
+    }
+
+
+def make_state(task, optimizer):
+    variables = task.init(keys.batch_key(0, "init", 0), jnp.zeros((1, 8, 8, 1)))
+    params = variables.pop("params")
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        model_state=variables,
+        opt_state=optimizer.init(params),
+        ema=params,
+        totals={},
+        nonfinite_step=jnp.full((), -1, jnp.int32),
+    )
+
+
+def run(task, steps=1, accumulate=1, ema_decay=None, lr=0.1, batch=None):
+    optimizer = optax.sgd(lr)
+    step = jax.jit(make_train_step(task, optimizer, NORMALIZE, 0, accumulate, ema_decay))
+    state = make_state(task, optimizer)
+    history = [state]
+    for _ in range(steps):
+        state = step(state, batch or make_batch())
+        history.append(state)
+    return history
+
+
+def assert_close(a, b, tolerance=1e-6):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, atol=tolerance)
+
+
+@pytest.fixture(scope="module")
+def mixed():
+    return make_task({"mixup": 0.5})
+
+
+def test_accumulation_equals_the_large_batch(mixed):
+    batch = make_batch()
+    batch["mask"][5:] = False  # parts with different counts: 3, 2 (and 2, 2, 1, 0)
+    whole = run(mixed, batch=batch)[-1]
+    for parts in (2, 4):
+        split = run(mixed, accumulate=parts, batch=batch)[-1]
+        assert_close(whole.params, split.params)
+        assert_close(whole.totals, split.totals, 1e-5)
+
+
+def test_accumulation_is_refused_where_examples_see_each_other():
+    task = make_task()
+    resnet = {"name": "resnet", "variant": "18", "widths": (8, 8, 8, 8), "depths": (1, 1, 1, 1)}
+    task = Classification.from_config(resnet, {}, {}, CLASSES, jnp.float32)
+    optimizer = optax.sgd(0.1)
+    step = make_train_step(task, optimizer, NORMALIZE, 0, accumulate=2)
+    with pytest.raises(InputError, match="config.accumulate: a model with batch statistics"):
+        jax.eval_shape(step, jax.eval_shape(lambda: make_state(task, optimizer)), make_batch())
+
+
+def test_the_average_follows_its_recursion(mixed):
+    history = run(mixed, steps=2, ema_decay=0.75)
+    expected = history[0].params
+    for state in history[1:]:
+        expected = jax.tree.map(lambda e, p: 0.75 * e + 0.25 * p, expected, state.params)
+    assert_close(history[-1].ema, expected)
+
+
+def test_totals_hold_the_sums_over_steps(mixed):
+    history = run(mixed, steps=3)
+    total, count = history[-1].totals["loss"]
+    assert float(count) == 3
+    assert float(history[-1].totals["accuracy"][1]) == 24
+    losses = [float(state.totals["loss"][0]) for state in history[1:]]
+    assert losses[-1] == float(total) > losses[0] > 0
+
+
+def test_the_first_step_that_is_not_finite_is_remembered(mixed):
+    history = run(mixed, steps=3, lr=1e38)
+    assert int(history[1].nonfinite_step) == -1  # the step's own loss was finite
+    assert int(history[2].nonfinite_step) == int(history[3].nonfinite_step) == 2
+
+
+def test_a_step_is_a_function_of_seed_and_step_alone():
+    task = make_task({"mixup": 0.5, "noise": 0.1, "erasing": 0.5}, dropout=0.2, drop_path=0.1)
+    first, second = run(task, steps=2), run(task, steps=2)
+    for a, b in zip(jax.tree.leaves(first[-1]), jax.tree.leaves(second[-1]), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+EIGHT_DEVICES = """
+    import jax, json, numpy as np, optax, sys
+    jax.config.update("jax_enable_x64", True)
+    sys.path.insert(0, {tests!r})
+    import test_step as t
+    from vitlab.training import parallelism
+    config = parallelism.ParallelismConfig
+
+    def train(task, count):
+        mesh = parallelism.make_mesh(config({{"data": count}}), 16)
+        optimizer = optax.adamw(1e-2)
+        whole = parallelism.replicated(mesh)
+        step = jax.jit(t.make_train_step(task, optimizer, t.NORMALIZE, 0, 1, 0.9),
+                       out_shardings=whole)
+        state = jax.tree.map(lambda x: x.astype("float64") if x.dtype == "float32" else x,
+                             t.make_state(task, optimizer))
+        state = jax.device_put(state, whole)
+        batch = parallelism.to_devices(t.make_batch(16), mesh)
+        losses = []
+        for _ in range(20):
+            state = step(state, batch)
+            losses.append(float(state.totals["loss"][0]))
+        return losses
+
+    for model in (dict(t.MODEL, drop_path=0.2, depth=2), dict(
+            name="resnet", variant="18", widths=(8, 8, 8, 8), depths=(1, 1, 1, 1), stem="small")):
+        task = t.Classification.from_config(
+            model, {{}}, {{"mixup": 0.5, "erasing": 0.5}}, t.CLASSES, "float64")
+        print(json.dumps([train(task, 1), train(task, 8)]))
+"""
+
+
+@pytest.mark.slow
+def test_one_device_and_eight_agree():
+    """20 steps in float64 with mixup, erasing, stochastic depth and EMA; ViT and batch norm."""
+    import json
+    import pathlib
+
+    script = textwrap.dedent(EIGHT_DEVICES).format(tests=str(pathlib.Path(__file__).parent))
+    out = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True,
+        cwd=pathlib.Path(__file__).parents[2],
+        env={"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+    lines = [json.loads(line) for line in out.stdout.splitlines()]
+    assert len(lines) == 2
+    for one, eight in lines:
+        np.testing.assert_allclose(one, eight, rtol=1e-9)
