@@ -34,7 +34,7 @@ def get_config(arg=None):
         class_position=False,
         layer_scale=1e-4,
         drop_path=0.1,
-        init="mae",
+        weight_init="mae",
         head_init_std=0.02,
     )
     config.data = dict(source="tfds:imagenet2012", split="train", preprocess=train, workers=32)

@@ -10,7 +10,7 @@ from vitlab.config import parse_arg
 
 def get_config(arg=None):
     """`arg`: `epochs=N`."""
-    arg = parse_arg(arg, epochs=140)
+    arg = parse_arg(arg, epochs=60)
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.task = "classification"

@@ -81,9 +81,7 @@ def test_resizing_with_aligned_corners_is_the_zoom_of_big_vision(grid):
     table = np.random.default_rng(0).normal(size=(5, 7, 3)).astype(np.float32)
     zoom = scipy.ndimage.zoom(table, (grid[0] / 5, grid[1] / 7, 1), order=1)
     settings = {"method": "bilinear", "antialias": False, "align_corners": True}
-    resized = resize_position_embedding(
-        table.reshape(1, 35, 3), grid, old_grid=(5, 7), **settings
-    )
+    resized = resize_position_embedding(table.reshape(1, 35, 3), grid, old_grid=(5, 7), **settings)
     np.testing.assert_allclose(resized[0], zoom.reshape(-1, 3), atol=1e-5)
 
 

@@ -294,7 +294,8 @@ def _tfds_builder(name: str, data_dir: str | None, spec: str):
     import tensorflow_datasets as tfds
 
     try:
-        builder = tfds.builder(name, data_dir=data_dir)
+        # TFDS itself looks at the variable only when it is imported.
+        builder = tfds.builder(name, data_dir=data_dir or os.environ.get("TFDS_DATA_DIR"))
     except tfds.core.DatasetNotFoundError:
         where = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
         raise InputError(f"{spec}: TFDS knows no set {name!r} and {where} holds none") from None

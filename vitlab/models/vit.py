@@ -228,7 +228,8 @@ class ViT(nn.Module):
     norm_after_pool: bool = False  # the last norm is after the pool (MAE's fine-tuning)
     rep_size: int | bool = False  # width of a tanh layer before the head; True: the model's
     weight_init: Literal["big_vision", "mae"] = "big_vision"  # patch, qkv, class token, positions
-    head_init_std: float = 0.0  # of the head, normal; its bias is 0
+    head_init_std: float = 0.0  # of the head, normal
+    head_init_bias: float = 0.0  # big_vision's sigmoid loss starts at -6.9
     norm_eps: float = 1e-6
     dropout: float = 0.0  # of the tokens, of each branch and inside the MLP
     drop_path: float = 0.0  # the last block's rate; it grows linearly over the depth, from 0
@@ -301,7 +302,9 @@ class ViT(nn.Module):
         self.map_head = MAPHead(attend, mlp, norm)
         self.pre_logits = nn.Dense(width if self.rep_size is True else self.rep_size, dtype=dtype)
         head_init = normal(self.head_init_std)  # of 0: zeros
-        self.head = nn.Dense(self.num_classes or 0, kernel_init=head_init, dtype=dtype)
+        bias = nn.initializers.constant(self.head_init_bias)
+        head = partial(nn.Dense, kernel_init=head_init, bias_init=bias, dtype=dtype)
+        self.head = head(self.num_classes or 0)
 
     def embed(self, images):
         """images f[batch, height, width, channels] -> the patches' tokens with positions,

@@ -23,19 +23,7 @@ class Journal:
     def __init__(
         self, workdir: pathlib.Path, after_step: int, tensorboard: bool, wandb: str, name: str
     ):
-        self.path = workdir / "metrics.jsonl"
-        kept = [r for r in read(self.path) if r["step"] <= after_step]
-        partial = self.path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        partial.replace(self.path)
-        self._file = self.path.open("a", buffering=1)
         self._events = self._wandb = None
-        if tensorboard:
-            import tensorboardX  # not at the top: it takes half a second
-
-            self._events = tensorboardX.SummaryWriter(
-                str(workdir / "tensorboard"), purge_step=after_step + 1 if after_step else None
-            )
         if wandb:
             try:
                 import wandb as wandb_lib
@@ -45,6 +33,18 @@ class Journal:
                 ) from e
             self._wandb = wandb_lib.init(
                 project=wandb, name=name, id=name, dir=workdir, resume="allow"
+            )
+        self.path = workdir / "metrics.jsonl"
+        kept = [r for r in read(self.path) if r["step"] <= after_step]
+        partial = self.path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        partial.replace(self.path)
+        self._file = self.path.open("a", buffering=1)
+        if tensorboard:
+            import tensorboardX  # not at the top: it takes half a second
+
+            self._events = tensorboardX.SummaryWriter(
+                str(workdir / "tensorboard"), purge_step=after_step + 1 if after_step else None
             )
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:

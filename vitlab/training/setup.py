@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vitlab import checkpoints
 from vitlab import config as config_lib
 from vitlab.data.preprocess import Preprocess
 from vitlab.data.sources import open_source
@@ -116,7 +117,7 @@ class Setup:
         return state.replace(totals=jax.device_put(self._zero_totals, whole))
 
     def claim(self, workdir: pathlib.Path) -> dict[str, Any] | None:
-        """Makes the working directory this config's own.
+        """Makes the working directory this config's own; one in which nothing ran yet is free.
 
         Returns:
             The `result.json` of a run that is finished, or None.
@@ -127,7 +128,8 @@ class Setup:
         path = workdir / "config.json"
         try:
             workdir.mkdir(parents=True, exist_ok=True)
-            if path.exists():
+            began = (workdir / "metrics.jsonl").exists()
+            if began or checkpoints.list_checkpoints(workdir / "checkpoints"):
                 theirs = json.loads(path.read_text())
                 differ = _differences(
                     json.loads(config_lib.canonical(theirs, NOT_IN_HASH)),
@@ -140,7 +142,7 @@ class Setup:
                     )
             path.write_text(json.dumps(self.resolved, indent=1) + "\n")
         except OSError as e:
-            raise InputError(f"--workdir {workdir}: {e.strerror or e}") from e
+            raise InputError(f"--workdir {e.filename or workdir}: {e.strerror or e}") from e
         except json.JSONDecodeError as e:
             raise InputError(f"{path} is no config: {e}") from e
         result = workdir / "result.json"

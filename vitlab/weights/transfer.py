@@ -107,7 +107,7 @@ def transfer(
         elif have.shape == fresh.shape:
             filled[name] = np.asarray(have, fresh.dtype)
             loaded.append(name)
-        elif name.endswith("embedding/position") and have.shape[-1] == fresh.shape[-1]:
+        elif name.endswith("position_embedding/table") and have.shape[-1] == fresh.shape[-1]:
             filled[name] = _resize_position(have, fresh.shape)
             resized.append(name)
         else:

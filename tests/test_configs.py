@@ -1,0 +1,140 @@
+"""Every file in `configs/` at a tiny size: built, two steps, evaluated, resumed, exit 0.
+
+The ImageNet ones read a data set that TFDS prepares here, as ArrayRecord, with ImageNet's name,
+version and features.
+"""
+
+import gzip
+import io
+import json
+import pathlib
+import shutil
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vitlab import config as config_lib
+from vitlab.main import main
+from vitlab.training.setup import Setup
+
+ROOT = pathlib.Path(__file__).parents[1]
+TINY_VIT = {"model.width": 16, "model.depth": 1, "model.num_heads": 2, "model.mlp_dim": 16}
+IMAGENET = {"data.workers": 0, "data.split": "train"}
+OVERRIDES = {
+    "quickstart": TINY_VIT,
+    "vit_fashion_mnist": TINY_VIT,
+    "vit_cifar10": {**TINY_VIT, "data.workers": 0},
+    "vit_s16_imagenet": {**TINY_VIT, **IMAGENET, "evaluators.minival.split": "train[:3]"},
+    "vit_b16_imagenet": {**TINY_VIT, **IMAGENET, "evaluators.minival.split": "train[:3]"},
+    "deit3_b16_imagenet": {**TINY_VIT, **IMAGENET},
+    "resnet50_imagenet": {**IMAGENET, "model.depths": "(1,1,1,1)", "model.widths": "(4,4,4,4)"},
+}
+CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+
+
+def picture(rng, size, mode="RGB", kind="JPEG"):
+    pixels = rng.integers(0, 256, (*size, 3), np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(stream, kind)
+    return stream.getvalue()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Arguments of each config that point it to data made here."""
+    import tensorflow_datasets as tfds
+
+    root = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+
+    class Imagenet2012(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("5.1.0")
+        url_infos = None
+
+        def _info(self):
+            features = {
+                "image": tfds.features.Image(encoding_format="jpeg"),
+                "label": tfds.features.ClassLabel(names=[f"n{i:08d}" for i in range(1000)]),
+                "file_name": tfds.features.Text(),
+            }
+            return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._examples(9), "validation": self._examples(5)}
+
+        def _generate_examples(self, size):
+            return self._examples(size)
+
+        def _examples(self, size):
+            for i in range(size):
+                image = io.BytesIO(picture(rng, (40 + i, 60)))
+                yield i, {"image": image, "label": 100 * i, "file_name": f"{i}.jpg"}
+
+    Imagenet2012(data_dir=root / "tfds", file_format="array_record").download_and_prepare()
+
+    (root / "idx").mkdir()
+    for stem, size in (("train", 9), ("t10k", 5)):
+        images = rng.integers(0, 256, (size, 28, 28), np.uint8)
+        labels = rng.integers(0, 10, size, np.uint8)
+        for name, array in (("images-idx3", images), ("labels-idx1", labels)):
+            header = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
+            file = root / "idx" / f"{stem}-{name}-ubyte.gz"
+            file.write_bytes(gzip.compress(header + array.tobytes()))
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            folder = root / "folder" / split / name
+            folder.mkdir(parents=True)
+            for i in range(5):
+                (folder / f"{i}.png").write_bytes(picture(rng, (32, 32), kind="PNG"))
+    return root
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_config_runs_and_resumes(name, data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(data / "tfds")) if "imagenet" in name else None
+    arg = {"vit_fashion_mnist": f":path={data / 'idx'}", "vit_cifar10": f":path={data / 'folder'}"}
+    spec = f"{ROOT / 'configs' / name}.py{arg.get(name, '')}"
+    overrides = {
+        **OVERRIDES[name], "batch_size": 4, "total_steps": 2, "schedule.warmup_steps": 1,
+        "checkpoint.every_steps": 1, "logging.every_steps": 1, "logging.tensorboard": False,
+    }  # fmt: skip
+    workdir = tmp_path / "run"
+    flags = [f"--config.{key}={value}" for key, value in overrides.items()]
+    command = ["--config", spec, "--workdir", str(workdir), *flags]
+    assert main(command) == 0
+    first = json.loads((workdir / "result.json").read_text())
+    assert first["step"] == 2
+    assert all(np.isfinite(v) for v in first["metrics"].values())
+    (workdir / "result.json").unlink()
+    shutil.rmtree(workdir / "checkpoints" / "00000002")
+    assert main(command) == 0
+    assert "going on from step 1" in capsys.readouterr().out
+    again = json.loads((workdir / "result.json").read_text())
+    assert (again["fingerprint"], again["metrics"]) == (first["fingerprint"], first["metrics"])
+
+
+def test_the_recipe_is_the_published_one(data, monkeypatch):
+    """The plain ViT-S/16 of arXiv:2205.01580: every number of the table."""
+    monkeypatch.setenv("TFDS_DATA_DIR", str(data / "tfds"))
+    config = config_lib.load(str(ROOT / "configs" / "vit_s16_imagenet.py:epochs=300"))
+    assert config.pop("total_epochs") == 300
+    config["total_steps"] = 371_588  # of the real data set
+    config["data"]["split"] = config["evaluators"]["minival"]["split"] = "train"
+    setup = Setup(config)
+    count = sum(np.prod(leaf.shape) for leaf in _leaves(setup.target.params))
+    assert count == 22_122_472
+    exp = setup.experiment
+    assert exp.optimizer.weight_decay * exp.optimizer.lr == pytest.approx(1e-4)
+    assert [float(setup.schedule(s)) for s in (0, 5000, 10_000)] == pytest.approx([0, 5e-4, 1e-3])
+    moments = [leaf.dtype.name for leaf in _leaves(setup.target.opt_state) if leaf.ndim]
+    assert set(moments) == {"bfloat16", "float32"}
+    assert str(setup.preprocess).startswith("decode|inception_crop(224)|flip_lr|randaug|")
+    assert (setup.target.params["head"]["kernel"].shape) == (384, 1000)
+
+
+def _leaves(tree):
+    import jax
+
+    return jax.tree.leaves(tree)

@@ -1,0 +1,284 @@
+"""The command itself, on real digits with a tiny model: what it writes, resumes and refuses."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vitlab import checkpoints
+from vitlab.main import main
+from vitlab.training import journal
+
+ROOT = pathlib.Path(__file__).parents[1]
+TINY = {
+    "model.width": 8, "model.depth": 1, "model.num_heads": 2, "model.drop_path": 0.1,
+    "batch_size": 32, "total_steps": 8, "schedule.warmup_steps": 2, "ema_decay": 0.9,
+    "logging.every_steps": 1, "logging.tensorboard": False, "checkpoint.every_steps": 2,
+    "evaluators.test.every_steps": 4, "evaluators.test.split": "test[:50]",
+}  # fmt: skip
+TIMINGS = ("images_per_second", "input_wait")
+
+
+def arguments(workdir, config="configs/quickstart.py", **overrides):
+    values = {**TINY, **{k.replace("__", "."): v for k, v in overrides.items()}}
+    flags = [f"--config.{key}={value}" for key, value in values.items() if value is not None]
+    return ["--config", str(ROOT / config), "--workdir", str(workdir), *flags]
+
+
+def records(workdir):
+    return [
+        {k: v for k, v in record.items() if k not in TIMINGS}
+        for record in journal.read(workdir / "metrics.jsonl")
+    ]
+
+
+def result(workdir):
+    return json.loads((workdir / "result.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """A run from start to end."""
+    workdir = tmp_path_factory.mktemp("run") / "whole"
+    assert main(arguments(workdir, logging__tensorboard=True)) == 0
+    return workdir
+
+
+def test_a_working_directory_holds_everything(unbroken):
+    names = {p.name for p in unbroken.iterdir()}
+    assert names == {
+        "checkpoints", "config.json", "metrics.jsonl", "report", "result.json", "tensorboard"
+    }  # fmt: skip
+    config = json.loads((unbroken / "config.json").read_text())
+    assert config["optimizer"]["args"] == {}  # defaults are written out
+    assert config["model"]["pool"] == "gap"
+    assert config["total_steps"] == 8
+    summary = result(unbroken)
+    assert set(summary) == {
+        "metrics", "best", "step", "seconds", "config_hash", "versions", "devices", "fingerprint"
+    }  # fmt: skip
+    assert summary["step"] == 8
+    assert len(summary["fingerprint"]) == 64
+    assert {"test/accuracy", "test/nll", "test/ece", "test/top5_accuracy"} <= set(
+        summary["metrics"]
+    )
+    for picture in ("curves.png", "test/confusion.png", "test/mistakes.png"):
+        assert np.asarray(Image.open(unbroken / "report" / picture)).std() > 10
+    steps = [r["step"] for r in records(unbroken)]
+    assert steps == [1, 2, 3, 4, 4, 5, 6, 7, 8, 8]
+    assert any(p.name.startswith("events") for p in (unbroken / "tensorboard").iterdir())
+
+
+def test_a_finished_run_says_so_and_another_config_is_refused(unbroken, capsys):
+    before = result(unbroken)
+    assert main(arguments(unbroken)) == 0
+    assert "is finished at step 8" in capsys.readouterr().out
+    assert main(arguments(unbroken, optimizer__lr=0.5)) == 2
+    assert "belongs to another config: config.optimizer.lr is 0.002 there" in (
+        capsys.readouterr().err
+    )
+    assert result(unbroken) == before
+
+
+def test_resuming_on_the_spot_gives_the_same_bits(unbroken, tmp_path):
+    # Steps 3 to 8 again from the checkpoint of step 2: records past it are cut.
+    workdir = tmp_path / "resumed"
+    assert main(arguments(workdir, total_steps=8)) == 0
+    for directory in (workdir / "checkpoints").iterdir():
+        if int(directory.name) > 6:
+            shutil.rmtree(directory)
+    (workdir / "result.json").unlink()
+    assert main(arguments(workdir)) == 0
+    assert result(workdir)["fingerprint"] == result(unbroken)["fingerprint"]
+    assert records(workdir) == records(unbroken)
+
+
+KILLED = """
+    import os, signal, sys
+    from vitlab import checkpoints
+    from vitlab.training import step
+
+    what, when = sys.argv[1], int(sys.argv[2])
+    calls = 0
+    def kill_at(module, name):
+        original = getattr(module, name)
+        def counted(*args, **kwargs):
+            global calls
+            calls += 1
+            if calls == when:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*args, **kwargs)
+        setattr(module, name, counted)
+
+    if what == "write":  # meta.json and manifest.json of each checkpoint
+        kill_at(checkpoints, "_write_durably")
+    else:
+        from vitlab.training import loop
+        kill_at(loop._Run, "_log_training")
+    from vitlab.main import main
+    sys.exit(main(sys.argv[3:]))
+"""
+
+
+def killed(workdir, what, when, **overrides):
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(KILLED), what, str(when),
+         *arguments(workdir, **overrides)],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("what", "when"), [("write", 6), ("step", 6)])
+def test_a_killed_run_ends_with_the_same_bits(unbroken, tmp_path, what, when):
+    """SIGKILL in the middle of writing the checkpoint of step 6, and in the middle of step 6."""
+    workdir = tmp_path / "killed"
+    assert killed(workdir, what, when).returncode == -signal.SIGKILL
+    saved = [c.step for c in checkpoints.list_checkpoints(workdir / "checkpoints")]
+    assert max(saved) in (2, 4)  # a save may be on its way when the process dies
+    assert not (workdir / "result.json").exists()
+    assert main(arguments(workdir)) == 0
+    assert result(workdir)["fingerprint"] == result(unbroken)["fingerprint"]
+    assert records(workdir) == records(unbroken)
+
+
+def test_a_damaged_last_checkpoint_falls_back(unbroken, tmp_path, capsys):
+    workdir = tmp_path / "damaged"
+    assert main(arguments(workdir)) == 0
+    (workdir / "result.json").unlink()
+    newest = checkpoints.list_checkpoints(workdir / "checkpoints")[-1].path
+    files = [p for p in pathlib.Path(newest).rglob("*") if p.is_file()]
+    file = max(files, key=lambda p: p.stat().st_size)
+    file.write_bytes(file.read_bytes()[:-7])
+    assert main(arguments(workdir)) == 0
+    assert "checkpoint of step 8 is damaged" in capsys.readouterr().out
+    assert result(workdir)["fingerprint"] == result(unbroken)["fingerprint"]
+
+
+def test_sigterm_saves_and_exits_143(tmp_path):
+    workdir = tmp_path / "stopped"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vitlab.main",
+         *arguments(workdir, total_steps=100_000, evaluators__test__every_steps=50_000,
+                    checkpoint__every_steps=50_000)],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not journal.read(workdir / "metrics.jsonl") and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143, errors
+    saved = checkpoints.list_checkpoints(workdir / "checkpoints")
+    assert len(saved) == 1
+    assert f"step {saved[0].step} is saved" in errors
+    assert journal.read(workdir / "metrics.jsonl")[-1]["step"] == saved[0].step
+
+
+def test_divergence_exits_3_and_keeps_the_last_good_checkpoint(tmp_path, capsys):
+    workdir = tmp_path / "diverged"
+    flags = arguments(
+        workdir, optimizer__name="sgd", optimizer__weight_decay=0, optimizer__clip_norm=None,
+        optimizer__lr=1e30, schedule__name="constant", schedule__warmup_steps=6,
+        checkpoint__every_steps=1,
+    )  # fmt: skip
+    assert main([*flags, "--config.optimizer.clip_norm=None"]) == 3
+    message = capsys.readouterr().err
+    assert "was not finite at step" in message
+    saved = checkpoints.list_checkpoints(workdir / "checkpoints")
+    assert f"the checkpoint of step {saved[-1].step} is good" in message
+    params = checkpoints.restore(saved[-1], only="params")
+    assert np.isfinite(params["head"]["kernel"]).all()
+    assert not (workdir / "result.json").exists()
+
+
+def test_early_stopping_waits_for_its_patience(tmp_path, capsys):
+    workdir = tmp_path / "early"
+    flags = arguments(
+        workdir, optimizer__lr=0.0, ema_decay=None, evaluators__test__every_steps=1,
+        early_stopping__metric="test/nll", early_stopping__patience_steps=3,
+    )  # fmt: skip
+    assert main(flags) == 0
+    assert "test/nll was best at step 1; stopping early" in capsys.readouterr().out
+    assert result(workdir)["step"] == 4
+    assert checkpoints.list_checkpoints(workdir / "checkpoints")[-1].step == 4
+
+
+def test_a_full_disk_fails_the_final_save_only(tmp_path, capsys, monkeypatch):
+    usage = checkpoints.shutil.disk_usage("/")._replace(free=1000)
+    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda _: usage)
+    assert main(arguments(tmp_path / "full", total_steps=4)) == 1
+    out, err = capsys.readouterr()
+    assert "checkpoint of step 2 was not saved: needs 0.0 MiB of room" in out
+    assert err == "vitlab: error: the final checkpoint, of step 4, could not be saved\n"
+
+
+def test_fine_tuning_from_a_working_directory(unbroken, tmp_path, capsys):
+    workdir = tmp_path / "tuned"
+    flags = arguments(workdir, init_from=unbroken, total_steps=2, model__num_classes=12)
+    assert main(flags) == 2
+    message = capsys.readouterr().err
+    assert "head/kernel is (8, 10) there and (8, 12) here" in message
+    flags = arguments(
+        workdir, init_from=unbroken, total_steps=2, model__num_classes=12, optimizer__lr=0,
+        optimizer__weight_decay=0, init_allow="['head/.*']",
+    )  # fmt: skip
+    assert main(flags) == 0
+    assert "2 new: head/" in capsys.readouterr().out
+    theirs = checkpoints.restore(checkpoints.locate(unbroken), only="ema")
+    ours = checkpoints.restore(checkpoints.locate(workdir), only="params")
+    np.testing.assert_array_equal(
+        ours["encoder"]["block_0"]["mlp"]["fc1"]["kernel"],
+        theirs["encoder"]["block_0"]["mlp"]["fc1"]["kernel"],
+    )
+
+
+def test_bad_input_is_one_line_and_exit_2(tmp_path, capsys):
+    empty = tmp_path / "folder" / "train" / "cat"
+    empty.mkdir(parents=True)
+    cases = {
+        "data.source=folder:/nowhere": "/nowhere",
+        f"data.source=folder:{tmp_path / 'folder'}": "holds no image",
+        "data.split=trian": "trian",
+        "data.preprocess=decode(channels=1)|resize(9)|value_range(-1,1)": "9",
+        "data.preprocess=decode|rezise(8)|value_range(-1,1)": "rezise",
+        "parallelism.mesh={'data': 3}": "mesh.data is 3",
+        "model.num_classes=7": "model.num_classes is 7 but the data have 10 classes",
+        "init_from=/nowhere": "/nowhere does not exist",
+        "optimizer.lrr=1": "did you mean 'lr'?",
+        "optimizer.lr=fast": "config.optimizer.lr is 'fast' but must be a number",
+        "model.widht=8": "config.model.widht does not exist; did you mean 'width'?",
+        "augment.mixup=-1": "config.augment: mixup is -1",
+        "checkpoint.best=test/acuracy": "did you mean 'test/accuracy'?",
+        "evaluators.test.kind=knn": "config.evaluators.test.kind is 'knn'",
+        "task=clasification": "did you mean 'classification'?",
+        "batch_size=0": "batch_size is 0",
+        "logging.wandb=project": "needs the wandb extra",
+    }
+    for override, message in cases.items():
+        code = main([*arguments(tmp_path / "w"), f"--config.{override}"])
+        error = capsys.readouterr().err
+        assert (code, error.count("\n")) == (2, 1), (override, error)
+        assert message in error, (override, error)
+    assert main(["--confg", "x"]) == 2
+    assert "did you mean '--config'?" in capsys.readouterr().err
+
+
+def test_the_batch_must_be_divisible_by_the_devices(tmp_path):
+    out = subprocess.run(
+        [sys.executable, "-m", "vitlab.main", *arguments(tmp_path / "w", batch_size=20)],
+        cwd=ROOT, capture_output=True, text=True,
+        env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
+    )  # fmt: skip
+    assert out.returncode == 2
+    assert out.stderr == (
+        "vitlab: error: config.batch_size is 20, which 8 devices do not divide; 16 would do\n"
+    )
