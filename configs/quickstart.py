@@ -10,7 +10,7 @@ from vitlab.config import parse_arg
 
 def get_config(arg=None):
     """`arg`: `epochs=N`."""
-    arg = parse_arg(arg, epochs=60)
+    arg = parse_arg(arg, epochs=70)
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.task = "classification"
@@ -18,17 +18,18 @@ def get_config(arg=None):
     config.data = dict(source="digits", preprocess="decode(channels=1)|value_range(-1,1)")
     config.batch_size = 128
     config.total_epochs = arg.epochs
-    config.augment = dict(mixup=0.2)
-    config.optimizer = dict(name="adamw", lr=2e-3, weight_decay=0.1, clip_norm=1.0)
+    config.augment = dict(mixup=0.8)
+    config.ema_decay = 0.99
+    config.optimizer = dict(name="adamw", lr=3e-3, weight_decay=0.1, clip_norm=1.0)
     config.schedule = dict(name="cosine", warmup_epochs=10)
     config.evaluators = dict(
         test=dict(
             kind="classification",
             split="test",
             preprocess="decode(channels=1)|value_range(-1,1)",
-            every_epochs=20,
+            every_epochs=10,
         )
     )
-    config.checkpoint = dict(every_epochs=20, keep=2, best="test/accuracy")
+    config.checkpoint = dict(every_epochs=10, keep=2, best="test/accuracy")
     config.logging = dict(every_steps=100)
     return config

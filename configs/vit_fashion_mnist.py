@@ -20,27 +20,26 @@ def get_config(arg=None):
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.task = "classification"
-    config.model = dict(
-        name="vit",
-        width=192 if arg.long else 96,
-        depth=9 if arg.long else 6,
-        num_heads=3 if arg.long else 4,
-        patch_size=4,
-        pool="gap",
-        drop_path=0.1 if arg.long else 0.0,
-    )
+    if arg.long:
+        sizes = dict(width=192, depth=9, num_heads=3, patch_size=4, drop_path=0.1)
+        augmentation = "random_crop(28, padding=2)|flip_lr"
+        config.batch_size, config.total_epochs = 512, 300
+        config.augment = dict(mixup=0.2, erasing=0.25)
+        weight_decay, warmup_epochs, config.ema_decay = 0.1, 10, 0.9998
+    else:
+        sizes = dict(width=128, depth=4, num_heads=4, patch_size=7)
+        augmentation = "flip_lr"
+        config.batch_size, config.total_epochs = 128, 13
+        weight_decay, warmup_epochs, config.ema_decay = 0.05, 1, 0.999
+
+    config.model = dict(name="vit", pool="gap", **sizes)
     config.data = dict(
         source=f"idx:{arg.path}?classes={names}",
-        preprocess=f"decode(channels=1)|random_crop(28, padding=2)|flip_lr|{statistics}",
+        preprocess=f"decode(channels=1)|{augmentation}|{statistics}",
     )
-    config.batch_size = 512 if arg.long else 256
-    config.total_epochs = 300 if arg.long else 15
-    config.loss = dict(label_smoothing=0.1 if arg.long else 0.0)
-    config.augment = dict(mixup=0.2, erasing=0.25 if arg.long else 0.0)
-    config.optimizer = dict(
-        name="adamw", lr=1e-3, weight_decay=0.1 if arg.long else 0.05, clip_norm=1.0
-    )
-    config.schedule = dict(name="cosine", warmup_epochs=10 if arg.long else 1)
+    config.loss = dict(label_smoothing=0.1)
+    config.optimizer = dict(name="adamw", lr=1e-3, weight_decay=weight_decay, clip_norm=1.0)
+    config.schedule = dict(name="cosine", warmup_epochs=warmup_epochs)
     config.evaluators = dict(
         test=dict(split="test", preprocess=f"decode(channels=1)|{statistics}", every_epochs=1),
     )

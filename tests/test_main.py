@@ -150,6 +150,30 @@ def test_a_killed_run_ends_with_the_same_bits(unbroken, tmp_path, what, when):
     assert records(workdir) == records(unbroken)
 
 
+@pytest.mark.slow
+def test_killed_again_and_again_at_random_moments(unbroken, tmp_path):
+    """SIGKILL after a random time, started again each time, until it gets through."""
+    workdir = tmp_path / "unlucky"
+    seed = int(time.time())
+    print(f"seed {seed}")  # shown if it fails
+    rng = np.random.default_rng(seed)
+    kills = 0
+    while not (workdir / "result.json").exists():
+        process = subprocess.Popen(
+            [sys.executable, "-m", "vitlab.main", *arguments(workdir)],
+            cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            process.wait(timeout=None if kills >= 8 else rng.uniform(3, 12))
+            assert process.returncode == 0
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+    assert result(workdir)["fingerprint"] == result(unbroken)["fingerprint"]
+    assert records(workdir) == records(unbroken)
+
+
 def test_a_damaged_last_checkpoint_falls_back(unbroken, tmp_path, capsys):
     workdir = tmp_path / "damaged"
     assert main(arguments(workdir)) == 0

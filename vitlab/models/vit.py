@@ -17,6 +17,7 @@ from einops import rearrange
 
 from vitlab.errors import InputError
 from vitlab.ops.attention import attention
+from vitlab.ops.drop_path import drop_path
 from vitlab.ops.positions import apply_rope, resize_position_embedding, rope_2d, sincos_2d
 
 # Width, depth, MLP width, heads: 2106.04560 table 2, but Ti and S are DeiT's and So400m SigLIP's.
@@ -113,8 +114,7 @@ class Block(nn.Module):
                 init = nn.initializers.constant(self.layer_scale)
                 y = y * self.param(f"layer_scale{i}", init, y.shape[-1:]).astype(y.dtype)
             if key is not None and drop_rate is not None:
-                keep = jax.random.bernoulli(keys[i + 2], 1 - drop_rate, (len(y), 1, 1))
-                y = y * (keep / (1 - drop_rate)).astype(y.dtype)
+                y = drop_path(y, drop_rate, keys[i + 2])
             return y
 
         y = self.make_norm(name="norm1")(x)

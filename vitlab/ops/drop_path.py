@@ -6,7 +6,7 @@ from jax import Array
 from vitlab.errors import InputError
 
 
-def drop_path(x: Array, rate: float, key: Array) -> Array:
+def drop_path(x: Array, rate: float | Array, key: Array) -> Array:
     """Leaves out a residual branch for whole examples, and scales up the examples that keep it.
 
     Deep Networks with Stochastic Depth (https://arxiv.org/abs/1603.09382), with the survivors
@@ -14,7 +14,7 @@ def drop_path(x: Array, rate: float, key: Array) -> Array:
 
     Args:
       x: f[batch, ...], the output of a residual branch before it is added.
-      rate: probability in [0, 1) that an example loses the branch; 0 returns x itself.
+      rate: probability in [0, 1) that an example loses the branch; f32[] where it is traced.
       key: one key for the whole batch.
 
     Returns:
@@ -23,9 +23,9 @@ def drop_path(x: Array, rate: float, key: Array) -> Array:
     Raises:
       InputError: the rate is outside [0, 1).
     """
-    if not 0.0 <= rate < 1.0:
+    if isinstance(rate, float) and not 0.0 <= rate < 1.0:
         raise InputError(f"drop_path rate {rate} must be in [0, 1)")
-    if rate == 0.0:
+    if isinstance(rate, float) and rate == 0.0:
         return x
     keep = jax.random.bernoulli(key, 1.0 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
     # where and not a product: an infinite value in a dropped branch must not become NaN.

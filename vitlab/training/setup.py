@@ -72,7 +72,11 @@ class Setup:
             exp.schedule, exp.optimizer.lr, self.total, exp.batch_size, len(self.source)
         )
         self._normalize = normalizer(self.preprocess.scale, self.preprocess.shift)
-        self._image = self.preprocess(self.source[0], np.random.default_rng(0))["image"]
+        example = self.preprocess(self.source[0], np.random.default_rng(0))
+        self._image = example["image"]
+        if np.ndim(example["label"]):
+            raise InputError("config.data.preprocess: leave onehot out, the task needs integer "
+                             "labels")
         params = jax.eval_shape(self._variables)["params"]
         self._optimizer = make_optimizer(
             exp.optimizer, self.schedule, params, self.task.layer_of, self.task.num_layers
