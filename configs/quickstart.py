@@ -1,6 +1,9 @@
 """A small ViT learns to read scanned digits.
 
 python -m vitlab.main --config configs/quickstart.py
+
+Reached 97.8, 98.9 and 98.6 % test accuracy with seeds 0, 1 and 2, in 67 to 70 s of training on two
+cores of an AMD EPYC (`experiments/quickstart`).
 """
 
 import ml_collections

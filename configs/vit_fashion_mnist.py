@@ -28,8 +28,8 @@ def get_config(arg=None):
         weight_decay, warmup_epochs, config.ema_decay = 0.1, 10, 0.9998
     else:
         sizes = dict(width=128, depth=4, num_heads=4, patch_size=7)
-        augmentation = "flip_lr"
-        config.batch_size, config.total_epochs = 128, 13
+        augmentation = "random_crop(28, padding=1)|flip_lr"
+        config.batch_size, config.total_epochs = 128, 12
         weight_decay, warmup_epochs, config.ema_decay = 0.05, 1, 0.999
 
     config.model = dict(name="vit", pool="gap", **sizes)
@@ -41,7 +41,7 @@ def get_config(arg=None):
     config.optimizer = dict(name="adamw", lr=1e-3, weight_decay=weight_decay, clip_norm=1.0)
     config.schedule = dict(name="cosine", warmup_epochs=warmup_epochs)
     config.evaluators = dict(
-        test=dict(split="test", preprocess=f"decode(channels=1)|{statistics}", every_epochs=1),
+        test=dict(split="test", preprocess=f"decode(channels=1)|{statistics}", every_epochs=2),
     )
     config.checkpoint = dict(every_epochs=1, keep=2, best="test/accuracy")
     config.logging = dict(every_steps=100)

@@ -55,8 +55,9 @@ def test_everything_comes_back_with_its_dtype(saved, state):
     for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(expected), strict=True):
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(a, b)
-    params = checkpoints.restore(checkpoints.locate(saved), only="params")
-    np.testing.assert_array_equal(params["a"]["kernel"], state["params"]["a"]["kernel"])
+    part = checkpoints.restore(checkpoints.locate(saved), only=["params", "nothing"])
+    assert list(part) == ["params"]
+    np.testing.assert_array_equal(part["params"]["a"]["kernel"], state["params"]["a"]["kernel"])
 
 
 def _damage_flip(directory):
@@ -93,11 +94,23 @@ def test_all_damaged_is_an_error_not_a_fresh_start(saved, state):
         checkpoints.latest_intact(saved / "checkpoints", target(state), lambda _: None)
 
 
+def test_a_save_after_a_fallback_replaces_the_damaged_future(saved, state):
+    _damage_truncate(saved / "checkpoints" / "00000004")
+    writer = checkpoints.Writer(saved / "checkpoints", keep=1, log=print)
+    writer.save(3, state, {}, None)
+    assert writer.wait()
+    writer.close()
+    assert steps(saved) == [3]
+
+
 def test_an_interrupted_save_does_not_count_and_is_cleared(saved, state):
     (saved / "checkpoints" / "00000004" / "manifest.json").unlink()
     assert steps(saved) == [1, 3]
     checkpoints.Writer(saved / "checkpoints", keep=2, log=print).close()
     assert not (saved / "checkpoints" / "00000004").exists()
+    (saved / "checkpoints" / "mine").mkdir()
+    checkpoints.Writer(saved / "checkpoints", keep=2, log=print).close()
+    assert (saved / "checkpoints" / "mine").exists()
 
 
 def test_no_room_keeps_the_older_ones_and_says_how_much_is_needed(saved, state, monkeypatch):

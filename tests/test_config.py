@@ -134,6 +134,27 @@ def test_wrong_arguments_and_overrides(config_file, suffix, overrides, message):
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def get_config(arg=None):\n    return nothing\n", ":2: NameError: name 'nothing' is not"),
+        ("import nowhere_to_be_found\n", ":1: ModuleNotFoundError"),
+        ("def get_config(arg=None:\n", ":1: "),
+        ("def get_config(arg=None):\n    pass\n", "must define get_config(arg) that returns"),
+        ("x = 1\n", "must define get_config(arg) that returns"),
+        (
+            "def get_config(arg=None):\n    return {'a': {'b': int}}\n",
+            "config.a.b is <class 'int'>",
+        ),
+    ],
+)
+def test_a_broken_config_file_is_one_line(tmp_path, text, message):
+    (tmp_path / "c.py").write_text(text)
+    with pytest.raises(InputError, match="^[^\n]*$") as error:
+        config_lib.load(str(tmp_path / "c.py"), [("x", "1")])
+    assert message in str(error.value)
+
+
 def test_a_string_stays_a_string_when_overridden(config_file):
     assert config_lib.load(config_file, [("size", "16")])["size"] == "16"
 

@@ -26,6 +26,7 @@ OVERRIDES = {
     "quickstart": TINY_VIT,
     "vit_fashion_mnist": TINY_VIT,
     "vit_cifar10": {**TINY_VIT, "data.workers": 0},
+    "image_folder": {**TINY_VIT, "data.workers": 2, "evaluators.val.split": "test"},
     "vit_s16_imagenet": {**TINY_VIT, **IMAGENET, "evaluators.minival.split": "train[:3]"},
     "vit_b16_imagenet": {**TINY_VIT, **IMAGENET, "evaluators.minival.split": "train[:3]"},
     "deit3_b16_imagenet": {**TINY_VIT, **IMAGENET},
@@ -94,7 +95,11 @@ def data(tmp_path_factory):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_config_runs_and_resumes(name, data, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TFDS_DATA_DIR", str(data / "tfds")) if "imagenet" in name else None
-    arg = {"vit_fashion_mnist": f":path={data / 'idx'}", "vit_cifar10": f":path={data / 'folder'}"}
+    arg = {
+        "vit_fashion_mnist": f":path={data / 'idx'}",
+        "vit_cifar10": f":path={data / 'folder'}",
+        "image_folder": f":path={data / 'folder'}",
+    }
     spec = f"{ROOT / 'configs' / name}.py{arg.get(name, '')}"
     overrides = {
         **OVERRIDES[name], "batch_size": 4, "total_steps": 2, "schedule.warmup_steps": 1,
@@ -130,7 +135,15 @@ def test_the_recipe_is_the_published_one(data, monkeypatch):
     assert [float(setup.schedule(s)) for s in (0, 5000, 10_000)] == pytest.approx([0, 5e-4, 1e-3])
     moments = [leaf.dtype.name for leaf in _leaves(setup.target.opt_state) if leaf.ndim]
     assert set(moments) == {"bfloat16", "float32"}
-    assert str(setup.preprocess).startswith("decode|inception_crop(224)|flip_lr|randaug|")
+    assert float(setup.schedule(371_588)) == pytest.approx(0, abs=1e-9)
+    assert (exp.batch_size, exp.optimizer.clip_norm, exp.optimizer.args["b2"]) == (1024, 1.0, 0.999)
+    assert setup.task.augment_config.mixup == 0.2
+    assert setup.task.loss_config.name == "softmax"
+    assert str(setup.preprocess) == "decode|inception_crop(224)|flip_lr|randaug|value_range(-1,1)"
+    for evaluator in setup.evaluators:
+        assert str(evaluator.preprocess) == (
+            "decode|resize_small(256)|central_crop(224)|value_range(-1,1)"
+        )
     assert (setup.target.params["head"]["kernel"].shape) == (384, 1000)
 
 

@@ -22,7 +22,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 TINY = {
     "model.width": 8, "model.depth": 1, "model.num_heads": 2, "model.drop_path": 0.1,
     "batch_size": 32, "total_steps": 8, "schedule.warmup_steps": 2, "ema_decay": 0.9,
-    "logging.every_steps": 1, "logging.tensorboard": False, "checkpoint.every_steps": 2,
+    "logging.every_steps": 3, "logging.tensorboard": False, "checkpoint.every_steps": 2,
     "evaluators.test.every_steps": 4, "evaluators.test.split": "test[:50]",
 }  # fmt: skip
 TIMINGS = ("images_per_second", "input_wait")
@@ -74,7 +74,8 @@ def test_a_working_directory_holds_everything(unbroken):
     for picture in ("curves.png", "test/confusion.png", "test/mistakes.png"):
         assert np.asarray(Image.open(unbroken / "report" / picture)).std() > 10
     steps = [r["step"] for r in records(unbroken)]
-    assert steps == [1, 2, 3, 4, 4, 5, 6, 7, 8, 8]
+    assert steps == [3, 4, 6, 8, 8]
+    assert ["train/loss" in r for r in records(unbroken)] == [True, False, True, True, False]
     assert any(p.name.startswith("events") for p in (unbroken / "tensorboard").iterdir())
 
 
@@ -83,18 +84,19 @@ def test_a_finished_run_says_so_and_another_config_is_refused(unbroken, capsys):
     assert main(arguments(unbroken)) == 0
     assert "is finished at step 8" in capsys.readouterr().out
     assert main(arguments(unbroken, optimizer__lr=0.5)) == 2
-    assert "belongs to another config: config.optimizer.lr is 0.002 there" in (
+    assert "belongs to another config: config.optimizer.lr is 0.003 there" in (
         capsys.readouterr().err
     )
     assert result(unbroken) == before
 
 
 def test_resuming_on_the_spot_gives_the_same_bits(unbroken, tmp_path):
-    # Steps 3 to 8 again from the checkpoint of step 2: records past it are cut.
+    # From the checkpoint of step 4, between two logs: records past it are cut, and what was
+    # summed up since the last log comes from the checkpoint.
     workdir = tmp_path / "resumed"
-    assert main(arguments(workdir, total_steps=8)) == 0
+    assert main(arguments(workdir, checkpoint__keep=9)) == 0
     for directory in (workdir / "checkpoints").iterdir():
-        if int(directory.name) > 6:
+        if int(directory.name) > 4:
             shutil.rmtree(directory)
     (workdir / "result.json").unlink()
     assert main(arguments(workdir)) == 0
@@ -121,9 +123,9 @@ KILLED = """
 
     if what == "write":  # meta.json and manifest.json of each checkpoint
         kill_at(checkpoints, "_write_durably")
-    else:
-        from vitlab.training import loop
-        kill_at(loop._Run, "_log_training")
+    else:  # before each step's batch goes to the devices
+        from vitlab.training import parallelism
+        kill_at(parallelism, "to_devices")
     from vitlab.main import main
     sys.exit(main(sys.argv[3:]))
 """
@@ -139,7 +141,7 @@ def killed(workdir, what, when, **overrides):
 
 @pytest.mark.parametrize(("what", "when"), [("write", 6), ("step", 6)])
 def test_a_killed_run_ends_with_the_same_bits(unbroken, tmp_path, what, when):
-    """SIGKILL in the middle of writing the checkpoint of step 6, and in the middle of step 6."""
+    """SIGKILL in the middle of writing the checkpoint of step 6, and in the middle of a step."""
     workdir = tmp_path / "killed"
     assert killed(workdir, what, when).returncode == -signal.SIGKILL
     saved = [c.step for c in checkpoints.list_checkpoints(workdir / "checkpoints")]
@@ -219,7 +221,7 @@ def test_divergence_exits_3_and_keeps_the_last_good_checkpoint(tmp_path, capsys)
     assert "was not finite at step" in message
     saved = checkpoints.list_checkpoints(workdir / "checkpoints")
     assert f"the checkpoint of step {saved[-1].step} is good" in message
-    params = checkpoints.restore(saved[-1], only="params")
+    params = checkpoints.restore(saved[-1])["params"]
     assert np.isfinite(params["head"]["kernel"]).all()
     assert not (workdir / "result.json").exists()
 
@@ -232,8 +234,38 @@ def test_early_stopping_waits_for_its_patience(tmp_path, capsys):
     )  # fmt: skip
     assert main(flags) == 0
     assert "test/nll was best at step 1; stopping early" in capsys.readouterr().out
-    assert result(workdir)["step"] == 4
+    first = result(workdir)
+    assert first["step"] == 4
+    (workdir / "result.json").unlink()  # as if killed while it drew the report
+    assert main(flags) == 0
+    assert (result(workdir)["step"], result(workdir)["metrics"]) == (4, first["metrics"])
     assert checkpoints.list_checkpoints(workdir / "checkpoints")[-1].step == 4
+
+
+def test_changed_data_are_not_resumed_on(tmp_path, capsys):
+    """A class renamed, or a file deleted, between two starts of the same command."""
+    rng = np.random.default_rng(0)
+    for label in ("cat", "dog"):
+        (tmp_path / "data" / label).mkdir(parents=True)
+        for i in range(8):
+            pixels = rng.integers(0, 256, (8, 8), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "data" / label / f"{i}.png")
+    flags = arguments(
+        tmp_path / "w", data__source=f"folder:{tmp_path / 'data'}", total_steps=2,
+        batch_size=8, evaluators__test__split="train", checkpoint__every_steps=1,
+        schedule__warmup_steps=1,
+    )  # fmt: skip
+    assert main(flags) == 0
+    (tmp_path / "w" / "result.json").unlink()
+    (tmp_path / "data" / "cat").rename(tmp_path / "data" / "zebra")
+    assert main(flags) == 2
+    assert "changed since this run began: classes were 2 (cat, dog ...) and are 2 (dog, zebra" in (
+        capsys.readouterr().err
+    )
+    (tmp_path / "data" / "zebra").rename(tmp_path / "data" / "cat")
+    (tmp_path / "data" / "cat" / "0.png").unlink()
+    assert main(flags) == 2
+    assert "examples were 16 and are 15" in capsys.readouterr().err
 
 
 def test_a_full_disk_fails_the_final_save_only(tmp_path, capsys, monkeypatch):
@@ -257,8 +289,8 @@ def test_fine_tuning_from_a_working_directory(unbroken, tmp_path, capsys):
     )  # fmt: skip
     assert main(flags) == 0
     assert "2 new: head/" in capsys.readouterr().out
-    theirs = checkpoints.restore(checkpoints.locate(unbroken), only="ema")
-    ours = checkpoints.restore(checkpoints.locate(workdir), only="params")
+    theirs = checkpoints.restore(checkpoints.locate(unbroken))["ema"]["params"]
+    ours = checkpoints.restore(checkpoints.locate(workdir))["params"]
     np.testing.assert_array_equal(
         ours["encoder"]["block_0"]["mlp"]["fc1"]["kernel"],
         theirs["encoder"]["block_0"]["mlp"]["fc1"]["kernel"],
@@ -285,13 +317,23 @@ def test_bad_input_is_one_line_and_exit_2(tmp_path, capsys):
         "evaluators.test.kind=knn": "config.evaluators.test.kind is 'knn'",
         "task=clasification": "did you mean 'classification'?",
         "batch_size=0": "batch_size is 0",
-        "logging.wandb=project": "needs the wandb extra",
+        "logging.wandb=project": "wandb needs the wandb extra",
+        "logging.every_steps=0": "config.logging: every_steps is 0 but must be positive",
+        "checkpoint.every_epochs=0": "config.checkpoint: every_epochs is 0",
+        "evaluators.test.every_steps=0": "config.evaluators.test: every_steps is 0",
+        "evaluators.test.preprocess=decode|grey_to_rgb|value_range(-1,1)": "do not fit the model",
+        "evaluators.test.preprocess=decode|resize(9)|value_range(-1,1)": "9",
+        "data.preprocess=decode|onehot(10)|value_range(-1,1)": "leave onehot out",
+        "early_stopping.patience_steps=3": "patience does nothing without a metric",
+        "optimizer.layer_decay=2": "layer_decay is 2",
     }
     for override, message in cases.items():
         code = main([*arguments(tmp_path / "w"), f"--config.{override}"])
         error = capsys.readouterr().err
         assert (code, error.count("\n")) == (2, 1), (override, error)
         assert message in error, (override, error)
+    assert main([*arguments("gs://bucket/run")]) == 2
+    assert "a working directory is a local folder" in capsys.readouterr().err
     assert main(["--confg", "x"]) == 2
     assert "did you mean '--config'?" in capsys.readouterr().err
 

@@ -33,7 +33,9 @@ def test_python_blocks_run(capsys):
 def test_two_commands_set_everything_up():
     shell = blocks("bash")
     assert len(shell) == 2
-    assert all(block.startswith("python3 -m venv .venv && .venv/bin/pip install") for block in shell)
+    assert all(
+        block.startswith("python3 -m venv .venv && .venv/bin/pip install") for block in shell
+    )
     assert "-m vitlab.main --config configs/quickstart.py" in shell[0]
     assert "-m pytest" in shell[1]
 

@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.traverse_util
@@ -74,7 +74,7 @@ def verify(checkpoint: Checkpoint) -> None:
             raise DamagedError(f"{file} differs from what was written")
 
 
-def restore(checkpoint: Checkpoint, target: Tree | None = None, only: str = "") -> Tree:
+def restore(checkpoint: Checkpoint, target: Tree | None = None, only: Sequence[str] = ()) -> Tree:
     """Verifies a checkpoint and reads its arrays.
 
     Args:
@@ -82,7 +82,7 @@ def restore(checkpoint: Checkpoint, target: Tree | None = None, only: str = "") 
         target: a tree of `jax.ShapeDtypeStruct` (or arrays) of the same structure; the arrays are
             laid out by its shardings, on any number of devices. Without it: a nested dict of
             NumPy arrays, named as they were saved.
-        only: with no target, the one top-level entry to read, such as `"params"`.
+        only: with no target, the top-level entries to read where they exist, such as `"params"`.
 
     Raises:
         DamagedError: see `verify`.
@@ -92,7 +92,7 @@ def restore(checkpoint: Checkpoint, target: Tree | None = None, only: str = "") 
     with ocp.Checkpointer(_handler()) as reader:
         stored = reader.metadata(checkpoint.path / "arrays").item_metadata.tree
         if target is None:
-            names = {only: stored[only]} if only else stored
+            names = {k: v for k, v in stored.items() if not only or k in only}
             kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), names)
             wanted = jax.tree.map(lambda _: 0, names)
         else:
@@ -106,7 +106,7 @@ def restore(checkpoint: Checkpoint, target: Tree | None = None, only: str = "") 
         )
         arrays = reader.restore(checkpoint.path / "arrays", args=arguments)
     if target is None:
-        return arrays[only] if only else arrays
+        return arrays
     flat = flax.traverse_util.flatten_dict(arrays, sep="/")
     return _unnamed(flat, target)
 
@@ -126,10 +126,9 @@ class Writer:
         self.log = log
         self.directory.mkdir(parents=True, exist_ok=True)
         if jax.process_index() == 0:
-            finished = {c.path.name for c in list_checkpoints(self.directory)}
-            for leftover in self.directory.iterdir():
-                if leftover.name not in finished:
-                    leftover.rmtree()  # an interrupted write
+            for path in self.directory.iterdir():
+                if path.name.isdigit() and not (path / "manifest.json").exists():
+                    path.rmtree()  # an interrupted write
         self._orbax = ocp.AsyncCheckpointer(_handler())
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._pending: concurrent.futures.Future | None = None
@@ -150,8 +149,8 @@ class Writer:
         path = self.directory / f"{step:08d}"
         arrays = _named(state)
         needed = sum(x.nbytes for x in jax.tree.leaves(arrays))
-        free = shutil.disk_usage(os.fspath(self.directory)).free if _is_local(path) else None
-        if free is not None and free < needed:
+        free = shutil.disk_usage(self.directory).free
+        if free < needed:
             self._failed(step, f"needs {_mib(needed)} of room and {_mib(free)} is free")
             return
         if jax.default_backend() == "cpu":
@@ -195,9 +194,11 @@ class Writer:
             _remove(path)
             return False
         if jax.process_index() == 0:
+            # Later ones than this were damaged: the run went on from one before them.
             steps = [c.step for c in list_checkpoints(self.directory)]
-            for old in set(steps[: -self.keep]) - {best_step}:
-                _remove(self.directory / f"{old:08d}")
+            wanted = {*[s for s in steps if s <= step][-self.keep :], best_step}
+            for unwanted in set(steps) - wanted:
+                _remove(self.directory / f"{unwanted:08d}")
         return True
 
     def _failed(self, step: int, reason: str, needed: int | None = None) -> None:
@@ -303,8 +304,7 @@ def _write_durably(file: epath.Path, text: str) -> None:
     with partial.open("w") as stream:
         stream.write(text)
         stream.flush()
-        if _is_local(file):
-            os.fsync(stream.fileno())
+        os.fsync(stream.fileno())
     partial.replace(file)
 
 
@@ -313,10 +313,6 @@ def _remove(path: epath.Path) -> None:
     if path.exists():
         (path / "manifest.json").unlink(missing_ok=True)
         path.rmtree(missing_ok=True)
-
-
-def _is_local(path: epath.Path) -> bool:
-    return "://" not in os.fspath(path)
 
 
 def _mib(size: int) -> str:

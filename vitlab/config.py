@@ -12,6 +12,7 @@ import hashlib
 import importlib.util
 import json
 import pathlib
+import traceback
 import types
 import typing
 from typing import Any
@@ -89,11 +90,18 @@ def load(spec: str, overrides: typing.Sequence[tuple[str, str]] = ()) -> dict[st
     module = importlib.util.module_from_spec(module_spec)
     try:
         module_spec.loader.exec_module(module)
+        config = module.get_config(arg or None) if hasattr(module, "get_config") else None
+    except InputError:
+        raise
     except SyntaxError as e:
         raise InputError(f"--config: {path}:{e.lineno}: {e.msg}") from e
-    if not hasattr(module, "get_config"):
-        raise InputError(f"--config: {path} does not define get_config(arg)")
-    config = _plain(module.get_config(arg or None))
+    except Exception as e:  # whatever a config file does wrong
+        frames = traceback.extract_tb(e.__traceback__)
+        line = max((f.lineno for f in frames if f.filename == path), default=0)
+        raise InputError(f"--config: {path}:{line}: {type(e).__name__}: {e}") from e
+    if not isinstance(config, (ml_collections.ConfigDict, dict)):
+        raise InputError(f"--config: {path} must define get_config(arg) that returns a ConfigDict")
+    config = _plain(config, "config")
     for key, text in overrides:
         _override(config, key, text)
     return config
@@ -271,14 +279,18 @@ def _type_name(kind: Any) -> str:
     return names.get(kind, getattr(kind, "__name__", str(kind)))
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, ml_collections.ConfigDict):
-        return {key: _plain(value[key]) for key in value}
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+def _plain(value: Any, where: str = "config") -> Any:
+    """ConfigDicts to dicts and tuples to lists; what JSON cannot hold is an `InputError`."""
+    if isinstance(value, (ml_collections.ConfigDict, dict)):
+        return {key: _plain(value[key], f"{where}.{key}") for key in value}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value
+        return [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise InputError(
+        f"{where} is {value!r}: a config holds numbers, strings, lists and sections; "
+        "name a dtype by a string"
+    )
 
 
 def _override(config: dict[str, Any], key: str, text: str) -> None:

@@ -5,5 +5,9 @@ class InputError(ValueError):
     """The user's config, data or command is wrong: `main` prints this one line and exits with 2."""
 
 
+class WorkerError(RuntimeError):
+    """A process that reads data was killed: `main` prints this one line and exits with 1."""
+
+
 class DivergedError(RuntimeError):
-    """The loss or a gradient became NaN or infinite: `main` prints this one line and exits with 3."""
+    """The loss or a gradient is not finite: `main` prints this one line and exits with 3."""

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from vitlab import config as config_lib
-from vitlab.errors import DivergedError, InputError
+from vitlab.errors import DivergedError, InputError, WorkerError
 
 USAGE = """\
 usage: python -m vitlab.main --config FILE[:arg] [--config.KEY=VALUE ...] [--workdir DIR]
@@ -18,7 +18,8 @@ usage: python -m vitlab.main --config FILE[:arg] [--config.KEY=VALUE ...] [--wor
   --workdir DIR                             where everything goes; default runs/NAME-HASH
 
 The same command again resumes an interrupted run. Exit codes: 0 finished, 1 the result could not
-be saved, 2 wrong input, 3 diverged, 130 or 143 stopped by a signal with a checkpoint written."""
+be saved or a worker died, 2 wrong input, 3 diverged, 130 or 143 stopped by a signal with a
+checkpoint written."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DivergedError as e:
         print(f"vitlab: diverged: {e}", file=sys.stderr)
         return 3
-    except OSError as e:
+    except (OSError, WorkerError) as e:
         print(f"vitlab: error: {e}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -82,6 +83,8 @@ def parse(
         if name == "--config":
             spec = value
         elif name == "--workdir":
+            if "://" in value:
+                raise InputError(f"--workdir {value}: a working directory is a local folder")
             workdir = pathlib.Path(value)
         else:
             overrides.append((name.removeprefix("--config."), value))

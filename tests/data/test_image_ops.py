@@ -83,9 +83,7 @@ def test_inception_crop_draws_boxes_by_tensorflows_law(monkeypatch):
 
 
 def test_inception_crop_draws_boxes_by_torchvisions_law(monkeypatch):
-    boxes = drawn_boxes(
-        monkeypatch, (900, 900), COUNT, area_min=5, area_max=50, sampling="area"
-    )
+    boxes = drawn_boxes(monkeypatch, (900, 900), COUNT, area_min=5, area_max=50, sampling="area")
     top, left, height, width = boxes.T
     assert distance_from_uniform(height * width / 900**2, 0.05, 0.5) < LIMIT
     assert distance_from_uniform(np.log(width / height), np.log(0.75), np.log(1.33)) < LIMIT
@@ -125,8 +123,9 @@ def test_flip_lr_mirrors_with_its_probability():
     flips = [image_ops.flip_lr(image, generator, p=0.25) for _ in range(4000)]
     mirrored = [np.array_equal(flip, image[:, ::-1]) for flip in flips]
     assert abs(np.mean(mirrored) - 0.25) < 0.03
-    assert all(np.array_equal(flip, image) for flip, is_ in zip(flips, mirrored, strict=True)
-               if not is_)
+    assert all(
+        np.array_equal(flip, image) for flip, is_ in zip(flips, mirrored, strict=True) if not is_
+    )
     assert all(np.array_equal(image_ops.flip_lr(image, generator, p=0.0), image) for _ in range(9))
 
 

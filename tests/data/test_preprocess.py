@@ -108,8 +108,10 @@ def test_onehot():
             "inception_crop(size=8, area_max=50, method='area')|value_range(0, .1)",
             'inception_crop(8,area_max=50,method="area")|value_range(0,0.1)',
         ),
-        ("random_crop(32, 4, mode='reflect')|normalize('cifar10')",
-         'random_crop(32,4,"reflect")|normalize("cifar10")'),
+        (
+            "random_crop(32, 4, mode='reflect')|normalize('cifar10')",
+            'random_crop(32,4,"reflect")|normalize("cifar10")',
+        ),
         ("normalize(None,(.5,),.25)", "normalize(mean=(0.5,),std=0.25)"),
         ('onehot(3,key="a|b)")|value_range(0,1)', 'onehot(3,"a|b)")|value_range(0,1)'),
     ],

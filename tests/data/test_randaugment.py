@@ -117,3 +117,14 @@ def test_grey_images_are_refused(op):
     assert str(error.value) == (
         f"{op.__name__} needs 3 channels, the image has 1: put grey_to_rgb before it"
     )
+
+
+def test_small_images_survive_with_distances_of_their_size():
+    small = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+
+    def blank(**sizes):
+        results = (randaug(small, np.random.default_rng(i), **sizes) for i in range(400))
+        return np.mean([np.ptp(image) == 0 for image in results])
+
+    assert blank() > 0.2  # the reference's distances are meant for 224 pixels
+    assert blank(translate=14, cutout=5) < 0.01

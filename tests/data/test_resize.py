@@ -94,8 +94,14 @@ def test_area_by_whole_numbers_is_the_mean_of_blocks():
 @pytest.mark.parametrize(
     ("shape", "expected"),
     # big_vision's: factor = size / shorter side, the longer side rounded, half to even.
-    [((375, 500), (256, 341)), ((500, 375), (341, 256)), ((128, 321), (256, 642)),
-     ((512, 513), (256, 256)), ((512, 515), (256, 258)), ((7, 7), (256, 256))],
+    [
+        ((375, 500), (256, 341)),
+        ((500, 375), (341, 256)),
+        ((128, 321), (256, 642)),
+        ((512, 513), (256, 256)),
+        ((512, 515), (256, 258)),
+        ((7, 7), (256, 256)),
+    ],
 )
 def test_resize_small_keeps_the_aspect_ratio(shape, expected):
     assert resize_small(np.zeros((*shape, 1), np.uint8), 256).shape[:2] == expected

@@ -67,6 +67,22 @@ def test_lars_exempts_undecayed_parameters_from_adaptation():
     np.testing.assert_allclose(change["head"]["bias"], -0.1, rtol=1e-5)
 
 
+def test_lamb_exempts_undecayed_parameters_from_adaptation():
+    change = update(OptimizerConfig(name="lamb", weight_decay=0.5))
+    # The first step of Adam is 1 for each; decay adds 0.5 * 2, and the trust ratio is |p| / |u|.
+    np.testing.assert_allclose(change["head"]["kernel"], -0.1 * (2 / 2) * 2, rtol=1e-4)
+    np.testing.assert_allclose(change["head"]["bias"], -0.1, rtol=1e-4)
+
+
+def test_adafactor_has_a_decay_of_its_own_that_no_rate_scales():
+    with pytest.raises(InputError, match="optax's adafactor has none"):
+        update(OptimizerConfig(name="adafactor", weight_decay=0.1))
+    zero = OptimizerConfig(name="adafactor", lr=0.0, args={"weight_decay_rate": 0.1})
+    change = update(zero, lr=0.0)
+    np.testing.assert_allclose(change["head"]["kernel"], -0.2, rtol=1e-4)
+    assert not change["head"]["bias"].any()
+
+
 def test_layer_decay_and_rate_factors():
     rules = (Rule("head/.*", lr=10.0), Rule(".*"))
     change = update(OptimizerConfig(name="sgd", layer_decay=0.5, rules=rules))

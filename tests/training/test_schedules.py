@@ -50,5 +50,5 @@ def test_stair_with_warmup_steps_down_at_fractions_of_the_whole():
 def test_what_does_not_fit_is_refused():
     with pytest.raises(InputError, match="80 steps of warm-up and 40 of cooldown do not fit"):
         values(ScheduleConfig(warmup=Duration(80, "steps"), cooldown=Duration(40, "steps")))
-    with pytest.raises(InputError, match="stair needs decay_at"):
+    with pytest.raises(InputError, match="stair needs fractions"):
         ScheduleConfig("stair")

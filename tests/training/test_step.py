@@ -44,7 +44,7 @@ def make_state(task, optimizer):
         params=params,
         model_state=variables,
         opt_state=optimizer.init(params),
-        ema=params,
+        ema={"params": params, **variables},
         totals={},
         nonfinite_step=jnp.full((), -1, jnp.int32),
     )
@@ -96,7 +96,7 @@ def test_the_average_follows_its_recursion(mixed):
     expected = history[0].params
     for state in history[1:]:
         expected = jax.tree.map(lambda e, p: 0.75 * e + 0.25 * p, expected, state.params)
-    assert_close(history[-1].ema, expected)
+    assert_close(history[-1].ema["params"], expected)
 
 
 def test_totals_hold_the_sums_over_steps(mixed):

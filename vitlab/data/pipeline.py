@@ -18,7 +18,7 @@ import numpy as np
 from absl import flags
 
 from vitlab.data.sources import Source
-from vitlab.errors import InputError
+from vitlab.errors import InputError, WorkerError
 
 Example = dict[str, Any]
 Batch = dict[str, np.ndarray]
@@ -41,7 +41,7 @@ class Batches:
     Raises:
         InputError: from `next`, for a broken example (`on_error="raise"`) or when more than 1 % of
             the split, and more than one example, turned out to be broken.
-        RuntimeError: from `next`, when a worker process was killed.
+        WorkerError: from `next`, when a worker process was killed.
     """
 
     def __init__(self, batches: grain.IterDataset, num_examples: int):
@@ -63,6 +63,9 @@ class Batches:
             if isinstance(error, InputError):
                 # Without the note about tracebacks that Grain adds to it.
                 raise InputError(str(error)) from None
+            if isinstance(error, RuntimeError):
+                line = str(error).partition("\n")[0]
+                raise WorkerError(f"a process that reads data failed: {line}") from error
             raise
         for index, fault in broken:
             self.broken.setdefault(index, fault)
@@ -173,6 +176,16 @@ def example_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
     """
     key = [int(seed) % 2**64, (int(epoch) % 2**32) << 32 | int(index)]
     return np.random.Generator(np.random.Philox(key=np.array(key, np.uint64)))
+
+
+def first_example(source: Source, preprocess: Preprocess, on_error: OnError) -> Batch:
+    """A batch of one: the first example that can be read, for the shapes of all others.
+
+    Raises:
+        InputError: it cannot be read (`on_error="raise"`), or too much of the split cannot.
+    """
+    reader = _Reader(source, preprocess, seed=0, on_error=on_error)
+    return _stack([reader.first_readable(0, 0, {})], source)
 
 
 def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:

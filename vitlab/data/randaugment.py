@@ -33,6 +33,8 @@ def randaug(
     rng: np.random.Generator,
     num_layers: Annotated[int, Between(0, 16)] = 2,
     magnitude: Annotated[float, Between(0, 30)] = 10,
+    translate: Annotated[float, Between(0, 10_000)] = 100,
+    cutout: Annotated[float, Between(0, 10_000)] = 40,
 ) -> np.ndarray:
     """Applies `num_layers` ops, each drawn from the 16 alike, always and at the full magnitude.
 
@@ -43,6 +45,9 @@ def randaug(
       rng: the example's random numbers.
       num_layers: N in the paper.
       magnitude: M in the paper, 10 being each op's full strength.
+      translate: pixels of a translation at magnitude 10. The reference's 100 is meant for 224
+        pixels and moves a small image out of sight.
+      cutout: half the side of the cut at magnitude 10, in pixels; the same holds for its 40.
 
     Raises:
       InputError: the image has not 3 channels.
@@ -50,7 +55,7 @@ def randaug(
     _check_rgb("randaug", image)
     for _ in range(num_layers):
         name = OPS[rng.integers(len(OPS))]
-        strength = strength_of(name, magnitude)
+        strength = strength_of(name, magnitude, translate, cutout)
         if name in _SIGNED and rng.random() < 0.5:
             strength = -strength
         centre = (0, 0)
@@ -60,7 +65,7 @@ def randaug(
     return image
 
 
-def strength_of(name: str, magnitude: float) -> float:
+def strength_of(name: str, magnitude: float, translate: float = 100, cutout: float = 40) -> float:
     """Gives what `magnitude` means to the op `name`, in that op's own unit (see `distort`)."""
     full = magnitude / 10
     match name:
@@ -69,7 +74,7 @@ def strength_of(name: str, magnitude: float) -> float:
         case "ShearX" | "ShearY":
             return full * 0.3
         case "TranslateX" | "TranslateY":
-            return full * 100.0
+            return full * translate
         case "Color" | "Contrast" | "Brightness" | "Sharpness":
             return full * 1.8 + 0.1
         case "Posterize":
@@ -79,7 +84,7 @@ def strength_of(name: str, magnitude: float) -> float:
         case "SolarizeAdd":
             return int(full * 110)
         case "Cutout":
-            return int(full * 40)
+            return int(full * cutout)
         case _:
             return 0
 

@@ -134,6 +134,10 @@ class Classification:
 
     def augment(self, batch: Arrays, normalize: Callable, seed: int, step: jax.Array) -> Arrays:
         """Adds `target` f32[batch, classes] and makes `image` f32, augmented as configured."""
+        if batch["label"].ndim != 1:
+            raise InputError(
+                "classification needs integer labels: leave onehot out of config.data.preprocess"
+            )
         c = self.augment_config
         images = batch["image"].astype(jnp.float32) / 255.0
 
@@ -175,7 +179,10 @@ class Classification:
         return {self.loss_config.name: (total, count, 1.0)}, {"accuracy": (right, count)}, new_state
 
     def evaluate(self, variables: Arrays, batch: Arrays) -> Arrays:
-        """Of each row: label i32, nll f32, top_k i32[5 or fewer] best first, confidence f32."""
+        """Of each row: label i32, nll f32, top_k i32[5 or fewer] best first, confidence f32.
+
+        nll and confidence are those of the softmax, whatever the loss.
+        """
         logits, _ = self.model.apply(variables, batch["image"], train=False)
         log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
         best, top_k = jax.lax.top_k(log_probs, min(5, len(self.classes)))
@@ -202,7 +209,7 @@ class Classification:
         outputs: Mapping[str, np.ndarray],
         image_of: Callable[[int], np.ndarray],
         directory: pathlib.Path,
-    ) -> list[str]:
+    ) -> None:
         """Confusion matrix, reliability diagram, and the mistakes that cost most."""
         label, predicted = outputs["label"], outputs["top_k"][:, 0]
         matrix = metrics_lib.confusion_matrix(label, predicted, len(self.classes))
@@ -210,7 +217,6 @@ class Classification:
         pictures.reliability_diagram(
             outputs["confidence"], predicted == label, directory / "reliability.png"
         )
-        names = ["confusion.png", "reliability.png"]
         wrong = np.flatnonzero(predicted != label)
         worst = wrong[np.argsort(-outputs["nll"][wrong], kind="stable")][:24]
         if len(worst):
@@ -221,8 +227,6 @@ class Classification:
             ]
             images = np.stack([image_of(int(outputs["id"][i])) for i in worst])
             pictures.image_grid(images, titles, directory / "mistakes.png")
-            names.append("mistakes.png")
-        return names
 
     def layer_of(self, path: str) -> int:
         """As the model says."""

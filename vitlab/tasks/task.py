@@ -59,8 +59,8 @@ class Task(Protocol):
         outputs: Mapping[str, np.ndarray],
         image_of: Callable[[int], np.ndarray],
         directory: pathlib.Path,
-    ) -> list[str]:
-        """Draws what a person wants to see of an evaluation; returns the files' names.
+    ) -> None:
+        """Draws what a person wants to see of an evaluation.
 
         Args:
             outputs: of the whole split, as for `metrics`, with the examples' `id`.

@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
+import flax.errors
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from vitlab.data.pipeline import eval_batches
+from vitlab.data.pipeline import eval_batches, first_example
 from vitlab.data.preprocess import Preprocess
 from vitlab.data.sources import Source, open_source
 from vitlab.errors import InputError
@@ -73,14 +74,25 @@ class Evaluator:
             return task.evaluate(variables, {**batch, "image": normalize(batch["image"])})
 
         self._evaluate = jax.jit(evaluate)
+        self._shapes = first_example(self.source, self.preprocess, config.on_error)
 
-    def metric_names(self, variables: Any, batch: Any) -> set[str]:
-        """The names of its metrics, from shapes of variables and of a batch, without a model run.
+    def metric_names(self, variables: Any) -> set[str]:
+        """The names of its metrics, found without running the model.
 
         Args:
-            variables, batch: trees of `jax.ShapeDtypeStruct`.
+            variables: of the model, or their `jax.ShapeDtypeStruct`s.
+
+        Raises:
+            InputError: the model cannot take this evaluator's images.
         """
-        outputs = jax.eval_shape(self._evaluate, variables, batch)
+        try:
+            outputs = jax.eval_shape(self._evaluate, variables, self._shapes)
+        except flax.errors.ScopeParamShapeError as e:
+            shape = self._shapes["image"].shape[1:]
+            raise InputError(
+                f"{self.where}.preprocess makes images {shape}, which do not fit the "
+                "model that the training images made"
+            ) from e
         zeros = {k: np.zeros(v.shape, v.dtype) for k, v in outputs.items()}
         return {f"{self.name}/{k}" for k in self.task.metrics(zeros)}
 

@@ -1,6 +1,7 @@
 """The sections of a config that the training loop reads, the same for every task."""
 
 import dataclasses
+import importlib.util
 from typing import Any, Literal
 
 from vitlab.config import Duration, section
@@ -11,6 +12,11 @@ from vitlab.training.schedules import ScheduleConfig
 
 # Keys that do not change the result of a run, so that a run may be resumed with others.
 NOT_IN_HASH = ("parallelism", "logging", "checkpoint", "data.workers")
+
+
+def _check_interval(every: Duration) -> None:
+    if not every.amount:
+        raise InputError(f"every_{every.unit} is 0 but must be positive")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +63,9 @@ class EvaluatorConfig:
     batch_size: int = 0
     on_error: Literal["raise", "skip"] = "raise"
 
+    def __post_init__(self):
+        _check_interval(self.every)
+
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
@@ -73,6 +82,7 @@ class CheckpointConfig:
     best: str = ""
 
     def __post_init__(self):
+        _check_interval(self.every)
         if self.keep < 1:
             raise InputError(f"keep is {self.keep} but must be at least 1")
 
@@ -83,6 +93,10 @@ class EarlyStoppingConfig:
 
     metric: str = ""
     patience: Duration = Duration(10, "epochs")
+
+    def __post_init__(self):
+        if not self.metric and self.patience != Duration(10, "epochs"):
+            raise InputError("patience does nothing without a metric, such as test/accuracy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +112,11 @@ class LoggingConfig:
     every: Duration = Duration(50, "steps")
     tensorboard: bool = True
     wandb: str = ""
+
+    def __post_init__(self):
+        _check_interval(self.every)
+        if self.wandb and not importlib.util.find_spec("wandb"):
+            raise InputError("wandb needs the wandb extra: pip install 'vitlab[wandb]'")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,8 +5,6 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from vitlab.errors import InputError
-
 
 class Journal:
     """Records of a run, one JSON object a line, each with its `step`.
@@ -25,12 +23,8 @@ class Journal:
     ):
         self._events = self._wandb = None
         if wandb:
-            try:
-                import wandb as wandb_lib
-            except ImportError as e:
-                raise InputError(
-                    "config.logging.wandb needs the wandb extra: pip install 'vitlab[wandb]'"
-                ) from e
+            import wandb as wandb_lib
+
             self._wandb = wandb_lib.init(
                 project=wandb, name=name, id=name, dir=workdir, resume="allow"
             )

@@ -16,17 +16,16 @@ import numpy as np
 from rich.console import Console
 
 from vitlab import checkpoints
-from vitlab.data.pipeline import Batches, train_batches
-from vitlab.errors import DivergedError
+from vitlab.data.pipeline import train_batches
+from vitlab.errors import DivergedError, WorkerError
 from vitlab.training import parallelism, report
 from vitlab.training.evaluator import Evaluator
 from vitlab.training.journal import Journal
+from vitlab.training.memory import Best, Memory
 from vitlab.training.progress import Progress, clock, metrics_table
 from vitlab.training.setup import Setup
 from vitlab.training.step import TrainState
 from vitlab.training.throughput import Throughput
-
-LOWER_IS_BETTER = ("loss", "nll", "ece")
 
 
 class StoppedError(Exception):
@@ -38,50 +37,6 @@ class StoppedError(Exception):
             "the same command goes on from there"
         )
         self.signum = signum
-
-
-@dataclasses.dataclass
-class Best:
-    """The best value of a metric so far, and the step at which it was measured."""
-
-    value: float | None = None
-    step: int = 0
-
-    def update(self, metric: str, metrics: dict[str, float], step: int) -> bool:
-        """Whether `metrics` hold a better value, which is then kept."""
-        if metric not in metrics:
-            return False
-        sign = -1 if metric.rpartition("/")[2] in LOWER_IS_BETTER else 1
-        if self.value is not None and sign * metrics[metric] <= sign * self.value:
-            return False
-        self.value, self.step = metrics[metric], step
-        return True
-
-
-@dataclasses.dataclass
-class Memory:
-    """What a run must remember besides its arrays; saved with every checkpoint.
-
-    Attributes:
-        classes: names of the classes of the head.
-        seconds: of training so far, over all restarts.
-        evaluated: whether the evaluators that were due at this step have run.
-        metrics: the latest value of each `EVALUATOR/METRIC`.
-        best: of `config.checkpoint.best`.
-        patience: of `config.early_stopping.metric`.
-    """
-
-    classes: list[str]
-    seconds: float = 0.0
-    evaluated: bool = True
-    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
-    best: Best = dataclasses.field(default_factory=Best)
-    patience: Best = dataclasses.field(default_factory=Best)
-
-    @classmethod
-    def from_meta(cls, meta: dict[str, Any]) -> "Memory":
-        """From a checkpoint's `meta.json`."""
-        return cls(**{**meta, "best": Best(**meta["best"]), "patience": Best(**meta["patience"])})
 
 
 def train(
@@ -121,8 +76,13 @@ class _Run:
     def __init__(self, setup: Setup, workdir: pathlib.Path, name: str, console: Console):
         self.setup, self.workdir, self.console = setup, workdir, console
         self.experiment = setup.experiment
-        self.memory = Memory(classes=list(setup.task.classes))
-        self.outputs: dict[str, dict[str, np.ndarray]] = {}
+        self.memory = Memory(
+            classes=list(setup.task.classes),
+            examples=len(setup.source),
+            best=Best(self.experiment.checkpoint.best),
+            patience=Best(self.experiment.early_stopping.metric),
+        )
+        self.outputs: dict[str, tuple[int, dict[str, np.ndarray]]] = {}  # with their step
         self.signum: int | None = None
         self.leader = jax.process_index() == 0
         self.progress: Progress | None = None
@@ -143,33 +103,34 @@ class _Run:
             f"{len(setup.source):,} examples, {setup.total:,} steps"
         )
         began = time.monotonic()
-        self.step_fn, flops = setup.compile_step()
-        self.throughput = Throughput(self.experiment.batch_size, flops)
         directory = self.workdir / "checkpoints"
         self.writer = checkpoints.Writer(directory, self.experiment.checkpoint.keep, self.log)
         restored = checkpoints.latest_intact(directory, setup.target, self.log)
         if restored:
-            state, self.memory = restored[0], Memory.from_meta(restored[1])
+            state, self.memory = restored[0], self.memory.restore(restored[1])
         else:
             state = setup.fresh_state(self.log)
         step = int(state.step)
+        self.step_fn, flops = setup.compile_step()
+        self.throughput = Throughput(self.experiment.batch_size, flops)
         count = sum(x.size for x in jax.tree.leaves(state.params))
         self.log(
             f"{count:,} parameters; ready in {clock(time.monotonic() - began)}; "
             f"{'going on from' if restored else 'starting at'} step {step}"
         )
         with self._signals():
-            return self._train(state, step)
+            return self._train(state, step, step if restored else None)
 
-    def _train(self, state: TrainState, step: int) -> dict[str, Any]:
+    def _train(self, state: TrainState, step: int, saved: int | None) -> dict[str, Any]:
         setup, exp = self.setup, self.experiment
         every_log = setup.steps(exp.logging.every)
         every_save = setup.steps(exp.checkpoint.every)
         if self.leader:
-            self.progress = Progress(self.console, step, setup.total)
+            name = f"{self.name}-{setup.hash}"
             self.journal = Journal(
-                self.workdir, step, exp.logging.tensorboard, exp.logging.wandb, self.name
+                self.workdir, step, exp.logging.tensorboard, exp.logging.wandb, name
             )
+            self.progress = Progress(self.console, step, setup.total)
         batches = train_batches(
             setup.source,
             setup.preprocess,
@@ -182,18 +143,25 @@ class _Run:
             on_error=exp.data.on_error,
         )
         try:
+            self.busy = state.nonfinite_step
             on_device = self._on_device(iter(batches))
             self.clock_from = time.monotonic() - self.memory.seconds
             self.throughput.reset()
-            logged = step - step % every_log
-            saved = step
-            done = step == setup.total
+            logged, broken = step, 0
             if not self.memory.evaluated:
-                done = self._evaluate(state, step) or done
+                self._evaluate(state, step)
+            done = self.memory.stopped or step >= setup.total
             while not done:
                 if self.signum is not None:
                     self._save_and_stop(state, step, saved)
-                state = self.step_fn(state, next(on_device))
+                try:
+                    batch = next(on_device)
+                except WorkerError:
+                    if self.signum is None:
+                        raise
+                    continue  # the signal went to the workers too
+                state = self.step_fn(state, batch)
+                self.busy = state.nonfinite_step
                 step += 1
                 done = step == setup.total
                 if self.progress:
@@ -201,16 +169,20 @@ class _Run:
                 if step % every_log == 0 or done:
                     state = self._log_training(state, step, step - logged)
                     logged = step
+                    if len(batches.broken) > broken:
+                        broken = len(batches.broken)
+                        self.log(batches.broken_report())
                 improved = False
                 if self._due(step):
                     self.memory.evaluated = False
                     best = self.memory.best.step
-                    done = self._evaluate(state, step) or done
+                    self._evaluate(state, step)
+                    done = done or self.memory.stopped
                     improved = self.memory.best.step != best
                 if improved or done or step % every_save == 0:
                     self._save(state, step)
                     saved = step
-            return self._finish(state, step, batches)
+            return self._finish(state, step)
         except _InterruptedEvaluationError:
             self._save_and_stop(state, step, saved)
         finally:
@@ -228,7 +200,8 @@ class _Run:
             while len(ahead) < 2:
                 began = time.monotonic()
                 batch = next(batches)
-                self.throughput.waited(time.monotonic() - began)
+                if self.busy.is_ready():  # else the device had work to do meanwhile
+                    self.throughput.waited(time.monotonic() - began)
                 ahead.append(parallelism.to_devices(batch, self.setup.mesh))
             yield ahead.popleft()
 
@@ -251,40 +224,48 @@ class _Run:
             if step == self.setup.total or step % self.setup.steps(e.config.every) == 0
         ]
 
-    def _evaluate(self, state: TrainState, step: int) -> bool:
-        """Runs the evaluators that are due at this step; True if patience has run out."""
+    def _evaluate(self, state: TrainState, step: int) -> None:
+        """Runs the evaluators that are due at this step, and all where patience runs out."""
         self._check_finite(state)
         began = time.monotonic()
         metrics: dict[str, float] = {}
+        memory, early = self.memory, self.experiment.early_stopping
         for evaluator in self._due(step):
-            metrics |= self._run_evaluator(evaluator, state)
+            metrics |= self._run_evaluator(evaluator, state, step)
+        memory.best.update(metrics, step)
+        memory.patience.update(metrics, step)
+        if early.metric in metrics:
+            memory.stopped = step - memory.patience.step >= self.setup.steps(early.patience)
+        if memory.stopped:
+            self.log(f"{early.metric} was best at step {memory.patience.step}; stopping early")
+            for evaluator in self._not_run_at(step):
+                metrics |= self._run_evaluator(evaluator, state, step)
         if self.progress:
             self.journal.write(step, metrics)
         self.log(
             f"step {step}/{self.setup.total}  "
             + "  ".join(f"{k} {v:.4f}" for k, v in metrics.items())
         )
-        memory, exp = self.memory, self.experiment
         memory.metrics |= metrics
         memory.evaluated = True
-        memory.best.update(exp.checkpoint.best, metrics, step)
-        metric = exp.early_stopping.metric
-        memory.patience.update(metric, metrics, step)
         self.throughput.paused(time.monotonic() - began)
-        if metric in metrics and step - memory.patience.step >= self.setup.steps(
-            exp.early_stopping.patience
-        ):
-            self.log(f"{metric} was best at step {memory.patience.step}; stopping early")
-            return True
-        return False
 
-    def _run_evaluator(self, evaluator: Evaluator, state: TrainState) -> dict[str, float]:
+    def _not_run_at(self, step: int) -> list[Evaluator]:
+        return [e for e in self.setup.evaluators if self.outputs.get(e.name, (None,))[0] != step]
+
+    def _not_run_at(self, step: int) -> list[Evaluator]:
+        return [e for e in self.setup.evaluators if self.outputs.get(e.name, (None,))[0] != step]
+
+    def _run_evaluator(
+        self, evaluator: Evaluator, state: TrainState, step: int
+    ) -> dict[str, float]:
         wanted = evaluator.config.params
         ema = wanted == "ema" or (wanted == "auto" and self.experiment.ema_decay is not None)
         result = evaluator.run(state.variables(ema), self.log, lambda: self.signum is not None)
         if result is None:
             raise _InterruptedEvaluationError
-        metrics, self.outputs[evaluator.name] = result
+        metrics, outputs = result
+        self.outputs[evaluator.name] = (step, outputs)
         return metrics
 
     def _check_finite(self, state: TrainState) -> None:
@@ -306,31 +287,27 @@ class _Run:
         self.writer.save(step, state, dataclasses.asdict(self.memory), best)
         self.throughput.paused(time.monotonic() - began)
 
-    def _save_and_stop(self, state: TrainState, step: int, saved: int) -> None:
+    def _save_and_stop(self, state: TrainState, step: int, saved: int | None) -> None:
         if step != saved:
             self._save(state, step)
         if not self.writer.wait():
             raise OSError(f"step {step} could not be saved")
         raise StoppedError(self.signum, step)
 
-    def _finish(self, state: TrainState, step: int, batches: Batches) -> dict[str, Any]:
+    def _finish(self, state: TrainState, step: int) -> dict[str, Any]:
         memory = self.memory
         seconds = time.monotonic() - self.clock_from
         if not self.writer.wait():
             raise OSError(f"the final checkpoint, of step {step}, could not be saved")
-        if batches.broken:
-            self.log(batches.broken_report())
-        # An evaluator that was not due at an early stop, or a run killed after its last step.
-        for evaluator in self.setup.evaluators:
-            if evaluator.name not in self.outputs:
-                memory.metrics |= self._run_evaluator(evaluator, state)
+        for evaluator in self._not_run_at(step):  # the run was killed after its last checkpoint
+            memory.metrics |= self._run_evaluator(evaluator, state, step)
         params = parallelism.to_host(state.params)
         if not self.leader:
             return {}
         for evaluator in self.setup.evaluators:
             directory = self.workdir / "report" / evaluator.name
             directory.mkdir(parents=True, exist_ok=True)
-            self.setup.task.pictures(self.outputs[evaluator.name], evaluator.image, directory)
+            self.setup.task.pictures(self.outputs[evaluator.name][1], evaluator.image, directory)
         report.draw_curves(self.workdir)
         best = dataclasses.asdict(memory.best) if memory.best.value is not None else {}
         result = report.write_result(

@@ -19,10 +19,10 @@ _NOT_PLAIN = ("momo", "momo_adam", "schedule_free_adamw", "schedule_free_sgd")
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """What the parameters get whose path matches `pattern` (a regex, searched in the path).
+    """What the parameters get whose path matches `pattern`.
 
     Attributes:
-        pattern: such as `"head/.*"` or `".*/kernel"`; matched against the whole path.
+        pattern: a regex that must match the whole path, such as `"head/.*"` or `".*kernel"`.
         lr: factor on the learning rate.
         weight_decay: factor on the weight decay.
         freeze: never updated, and without optimizer state.
@@ -51,9 +51,9 @@ class OptimizerConfig:
     Attributes:
         name: a function of `optax` or `optax.contrib`: adamw, sgd, lars, lamb, lion, muon, ...
         lr: peak learning rate.
-        weight_decay: the optimizer's own (decoupled for adamw, lion, ...; for sgd, which has
-            none, L2 added to the gradient as PyTorch does). It is scaled by the learning rate
-            as the optimizer does it: optax's adamw multiplies by the scheduled rate.
+        weight_decay: the optimizer's own, decoupled and scaled by the scheduled rate for adamw,
+            lamb, lion, ...; for sgd, which has none, L2 added to the gradient as PyTorch does.
+            lars and lamb do not adapt the rate of what does not decay, as in the papers' code.
         clip_norm: global gradient norm to clip to; None does not clip.
         layer_decay: layer-wise learning-rate decay: factor `layer_decay ** (last - layer)`.
         rules: first match wins; every parameter must match one.
@@ -141,6 +141,11 @@ def make_optimizer(
     return optimizer
 
 
+def frozen_parameters(config: OptimizerConfig, params: Any) -> Any:
+    """A tree like `params` of bools: whether a rule freezes the parameter."""
+    return jax.tree.map(lambda rule: rule.freeze, match_rules(config.rules, params))
+
+
 def match_rules(rules: tuple[Rule, ...], params: Any) -> Any:
     """A tree like `params` with, for each parameter, the first rule whose pattern matches.
 
@@ -195,15 +200,18 @@ def _named_optimizer(
     args = {k: tuple(v) if isinstance(v, list) else v for k, v in config.args.items()}
     if "weight_decay" in parameters:
         args["weight_decay"] = weight_decay
-    elif "weight_decay_rate" in parameters and "weight_decay_rate" not in args:
-        args["weight_decay_rate"] = weight_decay or None  # Adafactor's name for it
     elif weight_decay and config.name != "sgd":
         raise InputError(
             f"config.optimizer.weight_decay: optax's {config.name} has none; "
             "use one that has, such as adamw"
         )
-    if config.name == "lars" and decay_factor == 0:
-        args.setdefault("trust_ratio_mask", False)  # biases and norms, as in SimCLR and MAE
+    if decay_factor == 0:
+        args.pop("weight_decay_rate", None)  # Adafactor's own, which no schedule scales
+        if config.name == "lars":
+            args.setdefault("trust_ratio_mask", False)
+        elif config.name == "lamb":
+            args.pop("weight_decay")
+            make = optax.adam  # which is lamb without its trust ratio
     try:
         optimizer = make(schedule, **args)
     except (TypeError, ValueError) as e:

@@ -36,8 +36,13 @@ class ScheduleConfig:
     decay_factor: float = 0.1
 
     def __post_init__(self):
-        if self.name == "stair" and not self.decay_at:
-            raise InputError("stair needs decay_at, fractions of the training such as [0.5, 0.75]")
+        if (self.name == "stair") != bool(self.decay_at):
+            raise InputError(
+                f"decay_at is {list(self.decay_at)} and the schedule {self.name}: stair "
+                "needs fractions of the training such as [0.5, 0.75], others none"
+            )
+        if self.end_factor and self.name not in ("cosine", "linear"):
+            raise InputError(f"end_factor does nothing to the schedule {self.name}")
         if any(not 0 < at < 1 for at in self.decay_at) or list(self.decay_at) != sorted(
             self.decay_at
         ):

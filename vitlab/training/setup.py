@@ -12,6 +12,7 @@ import numpy as np
 
 from vitlab import checkpoints
 from vitlab import config as config_lib
+from vitlab.data.pipeline import first_example
 from vitlab.data.preprocess import Preprocess
 from vitlab.data.sources import open_source
 from vitlab.errors import InputError
@@ -20,7 +21,7 @@ from vitlab.tasks.task import task_class
 from vitlab.training import parallelism
 from vitlab.training.evaluator import Evaluator
 from vitlab.training.experiment import NOT_IN_HASH, Experiment
-from vitlab.training.optimizer import make_optimizer
+from vitlab.training.optimizer import frozen_parameters, make_optimizer
 from vitlab.training.schedules import make_schedule
 from vitlab.training.step import TrainState, make_train_step, normalizer
 from vitlab.weights import transfer
@@ -72,17 +73,19 @@ class Setup:
             exp.schedule, exp.optimizer.lr, self.total, exp.batch_size, len(self.source)
         )
         self._normalize = normalizer(self.preprocess.scale, self.preprocess.shift)
-        example = self.preprocess(self.source[0], np.random.default_rng(0))
-        self._image = example["image"]
-        if np.ndim(example["label"]):
-            raise InputError("config.data.preprocess: leave onehot out, the task needs integer "
-                             "labels")
+        self._example = first_example(self.source, self.preprocess, exp.data.on_error)
         params = jax.eval_shape(self._variables)["params"]
         self._optimizer = make_optimizer(
             exp.optimizer, self.schedule, params, self.task.layer_of, self.task.num_layers
         )
         self._step = make_train_step(
-            self.task, self._optimizer, self._normalize, exp.seed, exp.accumulate, exp.ema_decay
+            self.task,
+            self._optimizer,
+            self._normalize,
+            exp.seed,
+            exp.accumulate,
+            exp.ema_decay,
+            frozen_parameters(exp.optimizer, params),
         )
         shape = jax.eval_shape(lambda: self._state(self._variables()))
         totals = jax.eval_shape(self._step, shape, self._batch()).totals
@@ -99,12 +102,22 @@ class Setup:
         return duration.steps(self.experiment.batch_size, len(self.source))
 
     def compile_step(self) -> tuple[Callable, float]:
-        """The compiled `(state, batch) -> state`, and its FLOPs on one device (0 if unknown)."""
+        """The compiled `(state, batch) -> state`, and its FLOPs on one device.
+
+        The FLOPs are 0 where XLA's count is not the model's: it counts a loop's body once
+        (accumulation, scan), and what the backward pass computes again.
+        """
         whole = parallelism.replicated(self.mesh)
         jitted = jax.jit(self._step, donate_argnums=0, out_shardings=whole)
         compiled = jitted.lower(self.target, self._batch()).compile()
-        analysis = compiled.cost_analysis()
-        return compiled, float((analysis or {}).get("flops", 0.0))
+        model = self.resolved["model"]
+        if (
+            self.experiment.accumulate > 1
+            or model.get("scan")
+            or model.get("remat", "none") != "none"
+        ):
+            return compiled, 0.0
+        return compiled, float((compiled.cost_analysis() or {}).get("flops", 0.0))
 
     def fresh_state(self, log: Callable[[str], None]) -> TrainState:
         """The state at step 0: initialised, or taken from `config.init_from`."""
@@ -144,7 +157,9 @@ class Setup:
                         f"{workdir} belongs to another config: "
                         f"{'; '.join(differ[:3])}. Give another --workdir"
                     )
-            path.write_text(json.dumps(self.resolved, indent=1) + "\n")
+            partial = workdir / ".config.json"
+            partial.write_text(json.dumps(self.resolved, indent=1) + "\n")
+            partial.replace(path)
         except OSError as e:
             raise InputError(f"--workdir {e.filename or workdir}: {e.strerror or e}") from e
         except json.JSONDecodeError as e:
@@ -153,7 +168,7 @@ class Setup:
         return json.loads(result.read_text()) if result.exists() else None
 
     def _variables(self) -> dict[str, Any]:
-        images = self._normalize(jnp.zeros((1, *self._image.shape), jnp.uint8))
+        images = self._normalize(jnp.zeros_like(self._example["image"]))
         return self.task.init(keys.batch_key(self.experiment.seed, "init", 0), images)
 
     def _state(self, variables: dict[str, Any]) -> TrainState:
@@ -163,28 +178,23 @@ class Setup:
             params=params,
             model_state={k: v for k, v in variables.items() if k != "params"},
             opt_state=self._optimizer.init(params),
-            ema=jax.tree.map(jnp.copy, params) if self.experiment.ema_decay else None,
+            ema=jax.tree.map(jnp.copy, variables) if self.experiment.ema_decay else None,
             totals={},
             nonfinite_step=jnp.full((), -1, jnp.int32),
         )
 
     def _batch(self) -> dict[str, jax.ShapeDtypeStruct]:
-        rows = self.experiment.batch_size
-        shapes = {
-            "image": ((rows, *self._image.shape), np.uint8),
-            "label": ((rows,), np.int32),
-            "mask": ((rows,), np.bool_),
-            "id": ((rows,), np.int32),
-            "epoch": ((rows,), np.int32),
+        rows, split = self.experiment.batch_size, parallelism.split_by_example(self.mesh)
+        return {
+            k: jax.ShapeDtypeStruct((rows, *v.shape[1:]), v.dtype, sharding=split)
+            for k, v in self._example.items()
         }
-        split = parallelism.split_by_example(self.mesh)
-        return {k: jax.ShapeDtypeStruct(*v, sharding=split) for k, v in shapes.items()}
 
     def _check_metric_names(self, shape: TrainState) -> None:
         """Finds a misspelt metric now rather than after the first epoch."""
         names = set()
         for evaluator in self.evaluators:
-            names |= evaluator.metric_names(shape.variables(), self._batch())
+            names |= evaluator.metric_names(shape.variables())
         exp = self.experiment
         for key, metric in (
             ("checkpoint.best", exp.checkpoint.best),

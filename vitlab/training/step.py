@@ -28,7 +28,7 @@ class TrainState:
         params: f32 parameters.
         model_state: the model's other collections (`batch_stats`).
         opt_state: the optimizer's.
-        ema: exponential moving average of `params`, or None.
+        ema: exponential moving average of the variables (`params` and `model_state`), or None.
         totals: `{metric: (sum f32[], count f32[])}` since the last log, kept here so that what a
             resumed run logs is what the unbroken run would have logged.
         nonfinite_step: i32[], the first step whose loss or gradient was not finite, or -1.
@@ -43,8 +43,8 @@ class TrainState:
     nonfinite_step: jax.Array
 
     def variables(self, ema: bool = False) -> dict[str, Any]:
-        """What `model.apply` takes, with the parameters or with their average."""
-        return {"params": self.ema if ema else self.params, **self.model_state}
+        """What `model.apply` takes: the variables, or their average."""
+        return self.ema if ema else {"params": self.params, **self.model_state}
 
 
 def make_train_step(
@@ -54,6 +54,7 @@ def make_train_step(
     seed: int,
     accumulate: int = 1,
     ema_decay: float | None = None,
+    frozen: Any = None,
 ) -> Callable[[TrainState, dict[str, jax.Array]], TrainState]:
     """A pure function `(state, batch) -> state`, to be compiled.
 
@@ -64,7 +65,9 @@ def make_train_step(
         seed: of every random draw.
         accumulate: parts that the batch is cut into, one after the other, with one update for
             all: the gradient of the whole batch in less memory.
-        ema_decay: of the average of the parameters; None keeps none.
+        ema_decay: of the average of the variables; None keeps none.
+        frozen: a tree like the parameters of bools, true where they are never updated; their
+            gradients count in no norm, and XLA does not compute them.
     """
 
     def step_fn(state: TrainState, batch: dict[str, jax.Array]) -> TrainState:
@@ -79,13 +82,15 @@ def make_train_step(
         terms, metrics, model_state, grads = gradients(
             loss_fn, state.params, state.model_state, batch, accumulate
         )
+        if frozen is not None:
+            grads = jax.tree.map(lambda g, f: jnp.zeros_like(g) if f else g, grads, frozen)
         loss = sum(weight * total / count for total, count, weight in terms.values())
         grad_norm = optax.global_norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema_decay is not None:
-            ema = optax.incremental_update(params, ema, 1.0 - ema_decay)
+            ema = optax.incremental_update({"params": params, **model_state}, ema, 1.0 - ema_decay)
 
         one = jnp.ones((), jnp.float32)
         measured = {"loss": (loss, one), "grad_norm": (grad_norm, one), **metrics}

@@ -42,7 +42,7 @@ class TransferReport:
 def read(path: os.PathLike | str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Parameters and other collections of a run, by name.
 
-    The moving average stands in for the parameters where the run kept one.
+    Their moving average stands in for them where the run kept one.
 
     Args:
         path: a working directory (its newest checkpoint) or a checkpoint.
@@ -56,14 +56,15 @@ def read(path: os.PathLike | str) -> tuple[dict[str, np.ndarray], dict[str, np.n
     """
     checkpoint = checkpoints.locate(path)
     try:
-        state = checkpoints.restore(checkpoint)
+        state = checkpoints.restore(checkpoint, only=["ema", "params", "model_state"])
     except checkpoints.DamagedError as e:
         raise InputError(f"{checkpoint.path} is damaged: {e}") from e
 
     def flat(tree):
         return flax.traverse_util.flatten_dict(tree, sep="/")
 
-    return flat(state.get("ema") or state["params"]), flat(state.get("model_state", {}))
+    variables = state.get("ema") or {"params": state["params"], **state.get("model_state", {})}
+    return flat(variables.pop("params")), flat(variables)
 
 
 def transfer(

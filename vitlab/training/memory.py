@@ -1,0 +1,72 @@
+"""What a run must remember besides its arrays."""
+
+import dataclasses
+import math
+from typing import Any
+
+from vitlab.errors import InputError
+
+LOWER_IS_BETTER = ("loss", "nll", "ece")
+
+
+@dataclasses.dataclass
+class Best:
+    """The best value of a metric so far, and the step at which it was measured."""
+
+    metric: str
+    value: float | None = None
+    step: int = 0
+
+    def update(self, metrics: dict[str, float], step: int) -> None:
+        """Keeps the metric's value if it is there and better; NaN never is."""
+        value = metrics.get(self.metric, math.nan)
+        sign = -1 if self.metric.rpartition("/")[2] in LOWER_IS_BETTER else 1
+        if not math.isnan(value) and (self.value is None or sign * value > sign * self.value):
+            self.value, self.step = value, step
+
+
+@dataclasses.dataclass
+class Memory:
+    """The host's side of a run's state; saved with every checkpoint.
+
+    Attributes:
+        classes: names of the classes of the head.
+        examples: of the training split; with `classes` it tells whether the data are the same.
+        best: of `config.checkpoint.best`.
+        patience: of `config.early_stopping.metric`.
+        seconds: of training so far, over all restarts.
+        evaluated: whether the evaluators that were due at this step have run.
+        stopped: whether patience has run out.
+        metrics: the latest value of each `EVALUATOR/METRIC`.
+    """
+
+    classes: list[str]
+    examples: int
+    best: Best
+    patience: Best
+    seconds: float = 0.0
+    evaluated: bool = True
+    stopped: bool = False
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def restore(self, meta: dict[str, Any]) -> "Memory":
+        """What a checkpoint's `meta.json` holds, for a run that begins with this memory.
+
+        Raises:
+            InputError: the data are not those of the run that wrote it.
+        """
+        for what in ("classes", "examples"):
+            if meta[what] != getattr(self, what):
+                raise InputError(
+                    f"config.data.source has changed since this run began: {what} were "
+                    f"{_short(meta[what])} and are {_short(getattr(self, what))}; give another "
+                    "--workdir"
+                )
+        best = {key: Best(**meta[key]) for key in ("best", "patience")}
+        if best["best"].metric != self.best.metric:  # this key may change between restarts
+            best["best"] = self.best
+        return Memory(**{**meta, **best})
+
+
+def _short(value: Any) -> str:
+    return f"{len(value)} ({', '.join(value[:5])} ...)" if isinstance(value, list) else str(value)
