@@ -301,10 +301,8 @@ class ViT(nn.Module):
         self.norm_pre, self.norm, self.fc_norm = norm(), norm(), norm()
         self.map_head = MAPHead(attend, mlp, norm)
         self.pre_logits = nn.Dense(width if self.rep_size is True else self.rep_size, dtype=dtype)
-        head_init = normal(self.head_init_std)  # of 0: zeros
-        bias = nn.initializers.constant(self.head_init_bias)
-        head = partial(nn.Dense, kernel_init=head_init, bias_init=bias, dtype=dtype)
-        self.head = head(self.num_classes or 0)
+        kernel, bias = normal(self.head_init_std), nn.initializers.constant(self.head_init_bias)
+        self.head = nn.Dense(self.num_classes or 0, dtype=dtype, kernel_init=kernel, bias_init=bias)
 
     def embed(self, images):
         """images f[batch, height, width, channels] -> the patches' tokens with positions,
