@@ -159,7 +159,7 @@ class Writer:
         try:
             if path.exists():
                 path.rmtree()
-            path.mkdir(parents=True)
+            path.mkdir(parents=True, exist_ok=True)
             self._orbax.save(path / "arrays", args=ocp.args.PyTreeSave(arrays))
         except (OSError, ValueError, RuntimeError) as e:
             self._failed(step, str(e), needed)

@@ -1,0 +1,39 @@
+"""`metrics.jsonl` after crashes."""
+
+import json
+
+from vitlab.training import journal
+from vitlab.training.journal import Journal
+
+
+def write(tmp_path, after_step, *records):
+    log = Journal(tmp_path, after_step, tensorboard=False, wandb="", name="x")
+    for step, values in records:
+        log.write(step, values)
+    log.close()
+
+
+def test_records_past_the_checkpoint_are_cut(tmp_path):
+    write(tmp_path, 0, (1, {"a": 1.0}), (2, {"a": 2.0}), (3, {"a": 3.0}))
+    write(tmp_path, 2, (3, {"a": 4.0}))
+    assert journal.read(tmp_path / "metrics.jsonl") == [
+        {"step": 1, "a": 1.0},
+        {"step": 2, "a": 2.0},
+        {"step": 3, "a": 4.0},
+    ]
+
+
+def test_a_line_that_a_crash_cut_short_is_left_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(json.dumps({"step": 1, "a": 1.0}) + '\n{"step": 2, "a"')
+    write(tmp_path, 5, (6, {"a": 6.0}))
+    assert [r["step"] for r in journal.read(path)] == [1, 6]
+
+
+def test_tensorboard_events_are_written(tmp_path):
+    log = Journal(tmp_path, 0, tensorboard=True, wandb="", name="x")
+    log.write(3, {"train/loss": 0.5})
+    log.close()
+    events = list((tmp_path / "tensorboard").iterdir())
+    assert len(events) == 1
+    assert b"train/loss" in events[0].read_bytes()
