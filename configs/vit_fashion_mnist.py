@@ -26,11 +26,13 @@ def get_config(arg=None):
         config.batch_size, config.total_epochs = 512, 300
         config.augment = dict(mixup=0.2, erasing=0.25)
         weight_decay, warmup_epochs, config.ema_decay = 0.1, 10, 0.9998
+        lr = 1e-3
     else:
         sizes = dict(width=128, depth=4, num_heads=4, patch_size=7)
-        augmentation = "random_crop(28, padding=1)|flip_lr"
-        config.batch_size, config.total_epochs = 128, 12
-        weight_decay, warmup_epochs, config.ema_decay = 0.05, 1, 0.999
+        augmentation = "flip_lr"
+        config.batch_size, config.total_epochs = 128, 11
+        weight_decay, warmup_epochs, config.ema_decay = 0.05, 0.5, 0.995
+        lr = 2e-3
 
     config.model = dict(name="vit", pool="gap", **sizes)
     config.data = dict(
@@ -38,7 +40,7 @@ def get_config(arg=None):
         preprocess=f"decode(channels=1)|{augmentation}|{statistics}",
     )
     config.loss = dict(label_smoothing=0.1)
-    config.optimizer = dict(name="adamw", lr=1e-3, weight_decay=weight_decay, clip_norm=1.0)
+    config.optimizer = dict(name="adamw", lr=lr, weight_decay=weight_decay, clip_norm=1.0)
     config.schedule = dict(name="cosine", warmup_epochs=warmup_epochs)
     config.evaluators = dict(
         test=dict(split="test", preprocess=f"decode(channels=1)|{statistics}", every_epochs=2),
