@@ -206,7 +206,8 @@ def test_sigterm_saves_and_exits_143(tmp_path):
     saved = checkpoints.list_checkpoints(workdir / "checkpoints")
     assert len(saved) == 1
     assert f"step {saved[0].step} is saved" in errors
-    assert journal.read(workdir / "metrics.jsonl")[-1]["step"] == saved[0].step
+    logged = journal.read(workdir / "metrics.jsonl")[-1]["step"]
+    assert 0 <= saved[0].step - logged < 3
 
 
 def test_divergence_exits_3_and_keeps_the_last_good_checkpoint(tmp_path, capsys):
