@@ -1,5 +1,7 @@
 """Checkpoints: whole or not at all, verified, and found again."""
 
+import subprocess
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -123,9 +125,36 @@ def test_no_room_keeps_the_older_ones_and_says_how_much_is_needed(saved, state, 
     writer.close()
     assert steps(saved) == [1, 3, 4]
     assert lines == [
-        "checkpoint of step 5 was not saved: needs 0.0 MiB of room and 0.0 MiB is free. "
+        "checkpoint of step 5 was not saved: needs 40.0 KiB of room and 1.0 KiB is free. "
         "Older ones are whole."
     ]
+
+
+def test_a_disk_that_fills_up_while_saving(tmp_path, state):
+    """A real file system of 130 KiB, on which the arrays fit and what lies around them does not."""
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=130k", "tmpfs", tmp_path], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("only root can mount a small file system")
+    try:
+        rng = np.random.default_rng(0)
+        big = {"params": jnp.asarray(rng.normal(size=(100, 100)), jnp.float32)}
+        lines = []
+        writer = checkpoints.Writer(tmp_path / "checkpoints", keep=2, log=lines.append)
+        writer.save(1, big, {}, None)
+        assert writer.wait()
+        writer.save(2, big, {}, None)
+        assert not writer.wait()
+        writer.close()
+        assert steps(tmp_path) == [1]
+        checkpoints.verify(checkpoints.locate(tmp_path))
+        assert lines == [
+            "checkpoint of step 2 was not saved: No space left on device; it needs 39.1 KiB of "
+            "room. Older ones are whole."
+        ]
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
 
 
 def test_a_tree_that_does_not_fit_is_named(saved, state):

@@ -274,7 +274,7 @@ def test_a_full_disk_fails_the_final_save_only(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda _: usage)
     assert main(arguments(tmp_path / "full", total_steps=4)) == 1
     out, err = capsys.readouterr()
-    assert "checkpoint of step 2 was not saved: needs 0.0 MiB of room" in out
+    assert "checkpoint of step 2 was not saved: needs 18.0 KiB of room" in out
     assert err == "vitlab: error: the final checkpoint, of step 4, could not be saved\n"
 
 

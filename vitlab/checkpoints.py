@@ -151,7 +151,7 @@ class Writer:
         needed = sum(x.nbytes for x in jax.tree.leaves(arrays))
         free = shutil.disk_usage(self.directory).free
         if free < needed:
-            self._failed(step, f"needs {_mib(needed)} of room and {_mib(free)} is free")
+            self._failed(step, f"needs {_size(needed)} of room and {_size(free)} is free")
             return
         if jax.default_backend() == "cpu":
             # Orbax reads CPU arrays in place, while the next step reuses (donates) their memory.
@@ -202,8 +202,9 @@ class Writer:
         return True
 
     def _failed(self, step: int, reason: str, needed: int | None = None) -> None:
-        room = f"; it needs {_mib(needed)} of room" if needed else ""
-        reason = " ".join(reason.split())[:300]
+        room = f"; it needs {_size(needed)} of room" if needed else ""
+        full = "No space left on device"  # the end of many lines of TensorStore's
+        reason = full if full in reason else " ".join(reason.split())[:300]
         self.log(f"checkpoint of step {step} was not saved: {reason}{room}. Older ones are whole.")
         self._pending = concurrent.futures.Future()
         self._pending.set_result(False)
@@ -315,5 +316,5 @@ def _remove(path: epath.Path) -> None:
         path.rmtree(missing_ok=True)
 
 
-def _mib(size: int) -> str:
-    return f"{size / 2**20:.1f} MiB"
+def _size(size: int) -> str:
+    return f"{size / 2**20:.1f} MiB" if size >= 2**20 else f"{size / 2**10:.1f} KiB"

@@ -32,10 +32,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0 if argv else 2
         config = config_lib.load(spec, overrides)
         # Heavy imports only now, so that a wrong command line is answered at once.
+        import absl.logging
         from rich.console import Console
 
         from vitlab.training.loop import StoppedError, train
 
+        # Orbax and Grain log tracebacks of errors that they also raise.
+        absl.logging.set_verbosity(absl.logging.FATAL)
         name = pathlib.Path(spec.partition(":")[0]).stem
         console = Console()
         try:

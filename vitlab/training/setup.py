@@ -28,7 +28,7 @@ from vitlab.weights import transfer
 
 
 class Setup:
-    """Everything that a config determines. Building it checks it, reading one example of each split.
+    """Everything that a config determines. Building it checks it, and reads one example a split.
 
     Attributes:
         experiment: the typed config; `resolved` is the same as nested dicts with every default.
