@@ -3,7 +3,8 @@
     python -m vitlab.main --config configs/vit_fashion_mnist.py:path=DIR
     python -m vitlab.main --config configs/vit_fashion_mnist.py:path=DIR,long
 
-Results: see `experiments/README.md`.
+Reached 89.28 % test accuracy in 15.6 minutes on two cores of an AMD EPYC, where 90 % was aimed at
+(`experiments/fashion_mnist_cpu`). The long form has not been run to the end.
 """
 
 import ml_collections
