@@ -3,7 +3,7 @@
     python -m vitlab.main --config configs/vit_fashion_mnist.py:path=DIR
     python -m vitlab.main --config configs/vit_fashion_mnist.py:path=DIR,long
 
-Reached 89.28 % test accuracy in 15.6 minutes on two cores of an AMD EPYC, where 90 % was aimed at
+Reached 90.46 % test accuracy in 14.6 minutes on two cores of an AMD EPYC
 (`experiments/fashion_mnist_cpu`). The long form has not been run to the end.
 """
 
@@ -27,13 +27,14 @@ def get_config(arg=None):
         config.batch_size, config.total_epochs = 512, 300
         config.augment = dict(mixup=0.2, erasing=0.25)
         weight_decay, warmup_epochs, config.ema_decay = 0.1, 10, 0.9998
-        lr = 1e-3
+        optimizer = dict(name="adamw", lr=1e-3)
     else:
-        sizes = dict(width=128, depth=4, num_heads=4, patch_size=7)
+        sizes = dict(width=64, depth=4, num_heads=2, patch_size=4)
         augmentation = "flip_lr"
-        config.batch_size, config.total_epochs = 128, 11
+        config.batch_size, config.total_epochs = 128, 10
         weight_decay, warmup_epochs, config.ema_decay = 0.05, 0.5, 0.995
-        lr = 2e-3
+        # With updates as large as Adam's, its learning rates serve (2502.16982).
+        optimizer = dict(name="muon", lr=2e-3, args=dict(consistent_rms=0.2))
 
     config.model = dict(name="vit", pool="gap", **sizes)
     config.data = dict(
@@ -41,7 +42,7 @@ def get_config(arg=None):
         preprocess=f"decode(channels=1)|{augmentation}|{statistics}",
     )
     config.loss = dict(label_smoothing=0.1)
-    config.optimizer = dict(name="adamw", lr=lr, weight_decay=weight_decay, clip_norm=1.0)
+    config.optimizer = dict(weight_decay=weight_decay, clip_norm=1.0, **optimizer)
     config.schedule = dict(name="cosine", warmup_epochs=warmup_epochs)
     config.evaluators = dict(
         test=dict(split="test", preprocess=f"decode(channels=1)|{statistics}", every_epochs=2),

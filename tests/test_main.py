@@ -152,28 +152,80 @@ def test_a_killed_run_ends_with_the_same_bits(unbroken, tmp_path, what, when):
     assert records(workdir) == records(unbroken)
 
 
+def steps_saved(workdir):
+    return [0] + [c.step for c in checkpoints.list_checkpoints(workdir / "checkpoints")]
+
+
 @pytest.mark.slow
-def test_killed_again_and_again_at_random_moments(unbroken, tmp_path):
-    """SIGKILL after a random time, started again each time, until it gets through."""
+def test_twenty_kills_at_random_moments(tmp_path):
+    """SIGKILL twenty times over one run, at random moments; the same bits come out."""
+    settings = dict(total_steps=1500, checkpoint__every_steps=10, evaluators__test__every_steps=500)
+    assert main(arguments(tmp_path / "whole", **settings)) == 0
     workdir = tmp_path / "unlucky"
     seed = int(time.time())
     print(f"seed {seed}")  # shown if it fails
     rng = np.random.default_rng(seed)
-    kills = 0
-    while not (workdir / "result.json").exists():
+    for _ in range(20):
         process = subprocess.Popen(
-            [sys.executable, "-m", "vitlab.main", *arguments(workdir)],
-            cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            [sys.executable, "-u", "-m", "vitlab.main", *arguments(workdir, **settings)],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
-        try:
-            process.wait(timeout=None if kills >= 8 else rng.uniform(3, 12))
-            assert process.returncode == 0
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            kills += 1
-    assert result(workdir)["fingerprint"] == result(unbroken)["fingerprint"]
-    assert records(workdir) == records(unbroken)
+        begun = next((line for line in process.stdout if "; ready in " in line), "nothing")
+        begun = begun.rpartition("; ")[2].strip()
+        further = int(begun.rpartition(" ")[2]) + rng.integers(40)
+        while steps_saved(workdir)[-1] < further:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.2))
+        process.kill()
+        process.communicate()
+        saved = steps_saved(workdir)
+        print(f"{begun}; killed, saved: {saved}")
+        assert process.returncode == -signal.SIGKILL
+    assert not (workdir / "result.json").exists()
+    assert main(arguments(workdir, **settings)) == 0
+    assert result(workdir)["fingerprint"] == result(tmp_path / "whole")["fingerprint"]
+    assert records(workdir) == records(tmp_path / "whole")
+
+
+def test_a_journal_that_cannot_be_read_is_one_line(unbroken, tmp_path, capsys):
+    workdir = tmp_path / "unreadable"
+    shutil.copytree(unbroken, workdir)
+    (workdir / "result.json").unlink()
+    (workdir / "metrics.jsonl").unlink()
+    (workdir / "metrics.jsonl").mkdir()
+    assert main(arguments(workdir)) == 1
+    errors = capsys.readouterr().err
+    assert errors.startswith("vitlab: error: ")
+    assert errors.count("\n") == 1
+    assert "metrics.jsonl" in errors
+
+
+def test_a_run_that_cannot_fit_is_told_what_would(tmp_path, capsys, monkeypatch):
+    from vitlab.training import footprint
+
+    workdir = tmp_path / "large"
+    monkeypatch.setattr(footprint, "device_memory", lambda: 8_000_000)
+    assert main(arguments(workdir, batch_size=512)) == 2
+    errors = capsys.readouterr().err
+    assert errors.count("\n") == 1
+    assert "a step needs 12.8 MiB on each device, which holds 7.6 MiB; it would fit with" in errors
+    # Half of the batch takes half of the room, and to compute again saves nothing in one block.
+    assert "config.accumulate=2 (6.6 MiB); or config.batch_size=256 (6." in errors
+    assert "remat" not in errors
+    assert not (workdir / "metrics.jsonl").exists()
+
+
+def test_pmap_trains_evaluates_and_resumes_alike(unbroken, tmp_path):
+    workdir = tmp_path / "pmap"
+    settings = dict(parallelism__mode="pmap", checkpoint__keep=9)
+    assert main(arguments(workdir, **settings)) == 0
+    checkpoints._remove(checkpoints.list_checkpoints(workdir / "checkpoints")[-1].path)
+    (workdir / "result.json").unlink()
+    assert main(arguments(workdir)) == 0  # and a run may change the mode
+    ours, theirs = records(workdir), records(unbroken)
+    assert [r.keys() for r in ours] == [r.keys() for r in theirs]
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(list(a.values()), list(b.values()), rtol=1e-5)
 
 
 def test_a_damaged_last_checkpoint_falls_back(unbroken, tmp_path, capsys):
@@ -307,7 +359,7 @@ def test_bad_input_is_one_line_and_exit_2(tmp_path, capsys):
         "data.split=trian": "trian",
         "data.preprocess=decode(channels=1)|resize(9)|value_range(-1,1)": "9",
         "data.preprocess=decode|rezise(8)|value_range(-1,1)": "rezise",
-        "parallelism.mesh={'data': 3}": "mesh.data is 3",
+        "parallelism.mesh={'data': 3}": "mesh is data 3 x fsdp 1 x tensor 1, which are 3 devices",
         "model.num_classes=7": "model.num_classes is 7 but the data have 10 classes",
         "init_from=/nowhere": "/nowhere does not exist",
         "optimizer.lrr=1": "did you mean 'lr'?",

@@ -26,6 +26,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from vitlab.distributed import all_of, from_first
 from vitlab.errors import InputError
 
 Tree = Any
@@ -89,6 +90,10 @@ def restore(checkpoint: Checkpoint, target: Tree | None = None, only: Sequence[s
         InputError: the checkpoint's tree does not fit `target`.
     """
     verify(checkpoint)
+    return _read(checkpoint, target, only)
+
+
+def _read(checkpoint: Checkpoint, target: Tree | None, only: Sequence[str] = ()) -> Tree:
     with ocp.Checkpointer(_handler()) as reader:
         stored = reader.metadata(checkpoint.path / "arrays").item_metadata.tree
         if target is None:
@@ -150,16 +155,25 @@ class Writer:
         arrays = _named(state)
         needed = sum(x.nbytes for x in jax.tree.leaves(arrays))
         free = shutil.disk_usage(self.directory).free
-        if free < needed:
+        if not all_of(free >= needed):
             self._failed(step, f"needs {_size(needed)} of room and {_size(free)} is free")
             return
         if jax.default_backend() == "cpu":
             # Orbax reads CPU arrays in place, while the next step reuses (donates) their memory.
             arrays = jax.tree.map(jnp.copy, arrays)
+        reason = "another process could not make its directory"
         try:
-            if path.exists():
-                path.rmtree()
-            path.mkdir(parents=True, exist_ok=True)
+            if jax.process_index() == 0:
+                if path.exists():
+                    path.rmtree()
+                path.mkdir(parents=True, exist_ok=True)
+            made = True
+        except OSError as e:
+            made, reason = False, str(e)
+        if not all_of(made):
+            self._failed(step, reason, needed)
+            return
+        try:
             self._orbax.save(path / "arrays", args=ocp.args.PyTreeSave(arrays))
         except (OSError, ValueError, RuntimeError) as e:
             self._failed(step, str(e), needed)
@@ -221,17 +235,30 @@ def latest_intact(
     Raises:
         InputError: there are checkpoints, and every one is damaged.
     """
-    checkpoints = list_checkpoints(directory)
-    for checkpoint in reversed(checkpoints):
-        try:
-            return restore(checkpoint, target), checkpoint.meta()
-        except (DamagedError, OSError) as e:
-            log(f"checkpoint of step {checkpoint.step} is damaged ({e}); trying the one before")
-    if checkpoints:
+    # One process of several looks, and the others read what it found.
+    step = from_first(_latest_whole(directory, log) if jax.process_index() == 0 else 0)
+    if step == _NONE:
+        return None
+    if step == _DAMAGED:
         raise InputError(
             f"every checkpoint in {directory} is damaged; delete that directory to start again"
         )
-    return None
+    checkpoint = Checkpoint(epath.Path(directory) / f"{step:08d}", step)
+    return _read(checkpoint, target), checkpoint.meta()
+
+
+_NONE, _DAMAGED = -1, -2
+
+
+def _latest_whole(directory: os.PathLike | str, log: Callable[[str], None]) -> int:
+    checkpoints = list_checkpoints(directory)
+    for checkpoint in reversed(checkpoints):
+        try:
+            verify(checkpoint)
+            return checkpoint.step
+        except (DamagedError, OSError) as e:
+            log(f"checkpoint of step {checkpoint.step} is damaged ({e}); trying the one before")
+    return _DAMAGED if checkpoints else _NONE
 
 
 def locate(path: os.PathLike | str) -> Checkpoint:
@@ -311,7 +338,7 @@ def _write_durably(file: epath.Path, text: str) -> None:
 
 def _remove(path: epath.Path) -> None:
     """Deletes a checkpoint, manifest first, so that a crash midway leaves no half that counts."""
-    if path.exists():
+    if jax.process_index() == 0 and path.exists():
         (path / "manifest.json").unlink(missing_ok=True)
         path.rmtree(missing_ok=True)
 

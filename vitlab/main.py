@@ -1,9 +1,12 @@
 """`python -m vitlab.main --config FILE[:arg] [--config.KEY=VALUE ...] [--workdir DIR]` trains."""
 
+import dataclasses
 import pathlib
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
+from typing import Any
 
 from vitlab import config as config_lib
 from vitlab.errors import DivergedError, InputError, WorkerError
@@ -16,66 +19,109 @@ usage: python -m vitlab.main --config FILE[:arg] [--config.KEY=VALUE ...] [--wor
                                             with arguments for its get_config(arg)
   --config.optimizer.lr=3e-4                an override; may add a key, dots lead into sections
   --workdir DIR                             where everything goes; default runs/NAME-HASH
+  --coordinator HOST:PORT --process_id I --num_processes N
+                                            one of several processes, one a host; under SLURM and
+                                            on a Cloud TPU they find each other without
 
 The same command again resumes an interrupted run. Exit codes: 0 finished, 1 the result could not
-be saved or a worker died, 2 wrong input, 3 diverged, 130 or 143 stopped by a signal with a
-checkpoint written."""
+be saved, or a worker or another process died, 2 wrong input, 3 diverged, 130 or 143 stopped by a
+signal with a checkpoint written (one of several processes saves on SIGTERM alone)."""
+
+
+@dataclasses.dataclass
+class Command:
+    """What the command line says."""
+
+    spec: str | None = None  # of the config; None asks for the usage
+    overrides: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+    workdir: pathlib.Path | None = None
+    coordinator: str = ""
+    process_id: int = -1
+    num_processes: int = 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line, trains, and turns errors into one line and an exit code."""
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
-        spec, overrides, workdir = parse(argv)
-        if spec is None:
+        command = parse(argv)
+        if command.spec is None:
             print(USAGE)
             return 0 if argv else 2
-        config = config_lib.load(spec, overrides)
-        # Heavy imports only now, so that a wrong command line is answered at once.
-        import absl.logging
-        from rich.console import Console
-
-        from vitlab.training.loop import StoppedError, train
-
-        # Orbax and Grain log tracebacks of errors that they also raise.
-        absl.logging.set_verbosity(absl.logging.FATAL)
-        name = pathlib.Path(spec.partition(":")[0]).stem
-        console = Console()
-        try:
-            train(config, workdir, name, console)
-        except StoppedError as e:
-            print(f"vitlab: {e}", file=sys.stderr)
-            return 128 + e.signum
+        config = config_lib.load(command.spec, command.overrides)
     except InputError as e:
-        print(f"vitlab: error: {e}", file=sys.stderr)
-        return 2
-    except DivergedError as e:
-        print(f"vitlab: diverged: {e}", file=sys.stderr)
-        return 3
-    except (OSError, WorkerError) as e:
-        print(f"vitlab: error: {e}", file=sys.stderr)
-        return 1
+        return _failed(f"error: {e}", 2)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+    # Heavy imports only now, so that a wrong command line is answered at once.
+    from vitlab import distributed
+
+    try:
+        code = _train(config, command)
+    except BaseException:
+        distributed.leave(1, traceback.format_exc())
+        raise
+    if code:
+        distributed.leave(code)
+    return code
+
+
+def _train(config: dict[str, Any], command: Command) -> int:
+    import absl.logging
+    import jax
+    from rich.console import Console
+
+    from vitlab import distributed
+    from vitlab.training.loop import StoppedError, train
+
+    # Orbax and Grain log tracebacks of errors that they also raise.
+    absl.logging.set_verbosity(absl.logging.FATAL)
+    name = pathlib.Path(command.spec.partition(":")[0]).stem
+    try:
+        distributed.start(command.coordinator, command.process_id, command.num_processes)
+        train(config, command.workdir, name, Console())
+    except InputError as e:
+        return _failed(f"error: {e}", 2)
+    except DivergedError as e:
+        return _failed(f"diverged: {e}", 3)
+    except StoppedError as e:
+        return _failed(str(e), 128 + e.signum)
+    except (OSError, WorkerError) as e:
+        return _failed(f"error: {e}", 1)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except jax.errors.JaxRuntimeError as e:
+        reason = " ".join(str(e).split())[:300]
+        if "RESOURCE_EXHAUSTED" in reason:
+            return _failed(f"error: a device has no memory left ({reason})", 1)
+        if jax.process_count() == 1:
+            raise
+        return _failed(f"error: this or another process of the run failed ({reason})", 1)
     return 0
 
 
-def parse(
-    argv: Sequence[str],
-) -> tuple[str | None, list[tuple[str, str]], pathlib.Path | None]:
-    """The config's spec (None for `--help`), the overrides in order, and the working directory.
+def _failed(line: str, code: int) -> int:
+    print(f"vitlab: {line}", file=sys.stderr, flush=True)
+    return code
+
+
+def parse(argv: Sequence[str]) -> Command:
+    """The command line as a `Command`.
 
     Raises:
         InputError: an argument that does not exist, or one without its value.
     """
-    spec, workdir, overrides = None, None, []
+    command = Command()
+    names = {
+        f"--{name}": name for name in ("workdir", "coordinator", "process_id", "num_processes")
+    }
     arguments = iter(argv)
     for argument in arguments:
         if argument in ("-h", "--help"):
-            return None, [], None
+            return Command()
         name, equals, value = argument.partition("=")
-        if name not in ("--config", "--workdir") and not name.startswith("--config."):
-            legal = ["--config", "--workdir", "--help"]
+        if name != "--config" and name not in names and not name.startswith("--config."):
+            legal = ["--config", "--help", *names]
             raise InputError(
                 f"argument {argument!r} does not exist{config_lib.nearest(name, legal)}"
             )
@@ -84,16 +130,22 @@ def parse(
             if value is None or value.startswith("--"):
                 raise InputError(f"argument {name} needs a value")
         if name == "--config":
-            spec = value
+            command.spec = value
         elif name == "--workdir":
             if "://" in value:
                 raise InputError(f"--workdir {value}: a working directory is a local folder")
-            workdir = pathlib.Path(value)
+            command.workdir = pathlib.Path(value)
+        elif name == "--coordinator":
+            command.coordinator = value
+        elif name in names:
+            if not value.isdecimal():
+                raise InputError(f"argument {name} is {value!r} but must be a number")
+            setattr(command, names[name], int(value))
         else:
-            overrides.append((name.removeprefix("--config."), value))
-    if spec is None and argv:
+            command.overrides.append((name.removeprefix("--config."), value))
+    if command.spec is None and argv:
         raise InputError("--config is missing, such as --config configs/quickstart.py")
-    return spec, overrides, workdir
+    return command
 
 
 if __name__ == "__main__":

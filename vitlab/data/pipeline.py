@@ -9,6 +9,7 @@ threads or worker processes; the batch index is the element that is split over t
 """
 
 import dataclasses
+import signal
 import weakref
 from collections.abc import Callable
 from typing import Any, Literal
@@ -322,8 +323,16 @@ def _load_ahead(
         loaded = grain.experimental.WithOptionsIterDataset(
             loaded, grain.experimental.DatasetOptions(min_shm_size=_MIN_SHARED_BYTES)
         )
-        loaded = loaded.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+        options = grain.MultiprocessingOptions(num_workers=workers)
+        loaded = loaded.mp_prefetch(options, worker_init_fn=_ignore_signals)
     return loaded
+
+
+def _ignore_signals(worker_index: int, worker_count: int) -> None:
+    """What is sent to all processes of a run is for the main one, which ends its workers itself."""
+    del worker_index, worker_count
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _stack(examples: list[Example], source: Source) -> Batch:

@@ -27,7 +27,7 @@ def build_model(section: Mapping[str, Any], **given: Any) -> nn.Module:
 
     Args:
         section: `name` and any of the module's fields.
-        **given: fields that the framework sets; they win over the section.
+        **given: fields that the framework sets, where the module has them.
 
     Raises:
         InputError: an unknown model, an unknown field, or a value of the wrong type.
@@ -44,7 +44,7 @@ def build_model(section: Mapping[str, Any], **given: Any) -> nn.Module:
         if key not in legal:
             raise InputError(f"config.model.{key} does not exist{nearest(key, legal)}")
         fields[key] = coerce(value, hints[key], f"config.model.{key}")
-    return cls(**{**fields, **given})
+    return cls(**fields, **{field: value for field, value in given.items() if field in hints})
 
 
 def model_settings(name: str, model: nn.Module) -> dict[str, Any]:

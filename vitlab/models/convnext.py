@@ -12,7 +12,8 @@ import numpy as np
 from jax import Array
 
 from vitlab.errors import InputError
-from vitlab.ops.drop_path import drop_path
+from vitlab.ops.dropout import drop_path
+from vitlab.ops.keys import row_keys
 
 # variant: (blocks in each of the four stages, channels of each)
 VARIANTS = {
@@ -30,6 +31,7 @@ class Block(nn.Module):
 
     drop_path: float
     layer_scale: float
+    axis_name: str | None
     dtype: Any
 
     @nn.compact
@@ -53,7 +55,8 @@ class Block(nn.Module):
         )
         y = y * scale.astype(self.dtype)
         if train and self.drop_path > 0:
-            y = drop_path(y, self.drop_path, self.make_rng("dropout"))
+            keys = row_keys(self.make_rng("dropout"), len(x), self.axis_name)
+            y = drop_path(y, self.drop_path, keys)
         return x + y
 
 
@@ -64,6 +67,7 @@ class Stage(nn.Module):
     downsample: bool
     drop_path: tuple[float, ...]
     layer_scale: float
+    axis_name: str | None
     dtype: Any
 
     @nn.compact
@@ -72,7 +76,8 @@ class Stage(nn.Module):
             x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="downsample_norm")(x)
             x = patches(self.width, 2, self.dtype, "downsample_conv")(x)
         for i, rate in enumerate(self.drop_path):
-            x = Block(rate, self.layer_scale, self.dtype, name=f"block_{i}")(x, train)
+            block = Block(rate, self.layer_scale, self.axis_name, self.dtype, name=f"block_{i}")
+            x = block(x, train)
         return x
 
 
@@ -92,6 +97,7 @@ class ConvNeXt(nn.Module):
       head_init_std: standard deviation of the head's initial kernel; 0 gives zeros.
       depths: blocks in each stage; None: the variant's.
       widths: channels of each stage; None: the variant's.
+      axis_name: of `pmap`, whose devices count their rows together.
       dtype: compute dtype; parameters and norm statistics are float32 whatever it is.
 
     Raises:
@@ -106,6 +112,7 @@ class ConvNeXt(nn.Module):
     head_init_std: float = 0.02
     depths: tuple[int, ...] | None = None
     widths: tuple[int, ...] | None = None
+    axis_name: str | None = None
     dtype: Any = jnp.float32
 
     def __post_init__(self):
@@ -156,9 +163,8 @@ class ConvNeXt(nn.Module):
 
         for i, (depth, width) in enumerate(zip(depths, widths, strict=True), 1):
             stage_rates, rates = tuple(rates[:depth]), rates[depth:]
-            x = Stage(width, i > 1, stage_rates, self.layer_scale, self.dtype, name=f"stage_{i}")(
-                x, train
-            )
+            shared = (self.layer_scale, self.axis_name, self.dtype)
+            x = Stage(width, i > 1, stage_rates, *shared, name=f"stage_{i}")(x, train)
             out[f"stage_{i}"] = x
 
         x = jnp.mean(x, axis=(1, 2))

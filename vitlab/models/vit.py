@@ -17,7 +17,8 @@ from einops import rearrange
 
 from vitlab.errors import InputError
 from vitlab.ops.attention import attention
-from vitlab.ops.drop_path import drop_path
+from vitlab.ops.dropout import drop_path, dropout
+from vitlab.ops.keys import row_keys, split_each
 from vitlab.ops.positions import apply_rope, resize_position_embedding, rope_2d, sincos_2d
 
 # Width, depth, MLP width, heads: 2106.04560 table 2, but Ti and S are DeiT's and So400m SigLIP's.
@@ -77,8 +78,8 @@ class Mlp(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, key=None):
-        """x: f[..., width] -> the same; key: for the dropout, None turns it off."""
+    def __call__(self, x, keys=None):
+        """x: f[batch, ..., width] -> the same; keys: key[batch], None turns the dropout off."""
         bias_init = nn.initializers.normal(1e-6)
         dense = partial(nn.Dense, kernel_init=XAVIER, bias_init=bias_init, dtype=self.dtype)
         y = dense(self.mlp_dim, name="fc1")(x)
@@ -86,7 +87,7 @@ class Mlp(nn.Module):
             y = nn.silu(dense(self.mlp_dim, name="gate")(x)) * y
         else:
             y = nn.gelu(y, approximate=self.kind == "gelu_tanh")
-        y = nn.Dropout(self.dropout)(y, deterministic=key is None, rng=key)
+        y = dropout(y, self.dropout, keys)
         return dense(x.shape[-1], name="fc2")(y)
 
 
@@ -100,22 +101,20 @@ class Block(nn.Module):
     dropout: float = 0.0
 
     @nn.compact
-    def __call__(self, x, rope=None, key=None, drop_rate=None):
+    def __call__(self, x, rope=None, keys=None, drop_rate=None):
         """x: f[batch, tokens, width] -> the same, and {suffix of the stage's name: its value}.
 
-        key: for the random draws, None turns them off; drop_rate: the probability of skipping a
-        branch for a whole example (stochastic depth, 1603.09382), which may be traced.
+        keys: key[batch] for the random draws, None turns them off; drop_rate: the probability of
+        skipping a branch for a whole example (stochastic depth, 1603.09382), which may be traced.
         """
-        keys = [None] * 5 if key is None else jax.random.split(key, 5)
+        keys = [None] * 5 if keys is None else split_each(keys, 5)
 
         def branch(y, i):
-            y = nn.Dropout(self.dropout)(y, deterministic=key is None, rng=keys[i])
+            y = dropout(y, self.dropout, keys[i])
             if self.layer_scale is not None:
                 init = nn.initializers.constant(self.layer_scale)
                 y = y * self.param(f"layer_scale{i}", init, y.shape[-1:]).astype(y.dtype)
-            if key is not None and drop_rate is not None:
-                y = drop_path(y, drop_rate, keys[i + 2])
-            return y
+            return y if drop_rate is None else drop_path(y, drop_rate, keys[i + 2])
 
         y = self.make_norm(name="norm1")(x)
         attended = branch(self.make_attention(name="attention")(y, rope=rope), 1)
@@ -135,14 +134,13 @@ class Encoder(nn.Module):
     scan: bool = False
 
     @nn.compact
-    def __call__(self, x, rope=None, key=None):
+    def __call__(self, x, rope=None, keys=None):
         """x: f[batch, tokens, width] -> the same, and {"block_0", "block_0/attention", ...}.
 
-        A block's parameters are its own, and its random draws depend on `key` and its index alone,
+        A block's parameters are its own, and its random draws depend on `keys` and its index alone,
         with `scan` (which compiles one block and loops over the stacked parameters) as without.
         """
-        fold = partial(jax.random.fold_in, key)
-        keys = None if key is None else jax.vmap(fold)(jnp.arange(self.depth))
+        keys = None if keys is None else split_each(keys, self.depth)
         rates = jnp.linspace(0, self.drop_path, self.depth) if self.drop_path else None
         scan, stages = self.scan and not self.is_initializing(), {}
         if scan:
@@ -158,8 +156,8 @@ class Encoder(nn.Module):
             if scan:
                 values = jax.tree.map(lambda a, i=i: a[i], stacked)
             else:
-                key, rate = jax.tree.map(lambda a, i=i: a[i], (keys, rates))
-                x, values = self.make_block(name=f"block_{i}")(x, rope, key, rate)
+                layer = jax.tree.map(lambda a, i=i: a[i], (keys, rates))
+                x, values = self.make_block(name=f"block_{i}")(x, rope, *layer)
             stages |= {f"block_{i}{suffix}": value for suffix, value in values.items()}
         return x, stages
 
@@ -178,9 +176,8 @@ class LearnedPosition(nn.Module):
         table = self.get_variable("params", "table")
         if table is None:
             table = self.param("table", nn.initializers.normal(self.std), (*grid, self.width))
-        rows = table.reshape(1, -1, self.width)
-        rows = resize_position_embedding(rows, grid, old_grid=table.shape[:2])
-        return rows.reshape(*grid, self.width)
+        row, old = table.reshape(1, -1, self.width), table.shape[:2]
+        return resize_position_embedding(row, grid, old_grid=old).reshape(*grid, self.width)
 
 
 class MAPHead(nn.Module):
@@ -237,6 +234,7 @@ class ViT(nn.Module):
     scan: bool = False  # compile one block and loop over it: same parameters, same outputs
     # What the backward pass computes again: nothing, all, or by a policy in jax.checkpoint_policies
     remat: Literal["none", "full", "dots_saveable", "dots_with_no_batch_dims_saveable"] = "none"
+    axis_name: str | None = None  # of `pmap`, whose devices count their rows together
     dtype: Any = jnp.float32  # of the computation; parameters are float32
 
     def __post_init__(self):
@@ -296,13 +294,15 @@ class ViT(nn.Module):
             policy = getattr(jax.checkpoint_policies, self.remat, None)
             block = nn.remat(Block, policy=policy, prevent_cse=not self.scan)
         block = partial(block, block_attend, block_mlp, norm, self.layer_scale, self.dropout)
-        self.token_dropout = nn.Dropout(self.dropout)
         self.encoder = Encoder(self.depth, block, self.drop_path, self.scan)
         self.norm_pre, self.norm, self.fc_norm = norm(), norm(), norm()
         self.map_head = MAPHead(attend, mlp, norm)
         self.pre_logits = nn.Dense(width if self.rep_size is True else self.rep_size, dtype=dtype)
         kernel, bias = normal(self.head_init_std), nn.initializers.constant(self.head_init_bias)
         self.head = nn.Dense(self.num_classes or 0, dtype=dtype, kernel_init=kernel, bias_init=bias)
+
+    def row_keys(self, x):  # key[batch], new ones at each call, for draws on x f[batch, ...]
+        return row_keys(self.make_rng("dropout"), len(x), self.axis_name)
 
     def embed(self, images):
         """images f[batch, height, width, channels] -> the patches' tokens with positions,
@@ -337,10 +337,11 @@ class ViT(nn.Module):
             rope = jnp.concatenate([still.at[..., 0, :].set(1), rope], axis=-3)
 
         random, stages = train and (self.dropout or self.drop_path), {}
-        x = self.token_dropout(x, deterministic=not train)
+        keys, block_keys = (self.row_keys(x) if random else None for _ in range(2))
+        x = dropout(x, self.dropout, keys)
         if self.pre_norm:
             x = stages["norm_pre"] = self.norm_pre(x)
-        x, blocks = self.encoder(x, rope, self.make_rng("dropout") if random else None)
+        x, blocks = self.encoder(x, rope, block_keys)
         x = x if self.norm_after_pool else self.norm(x)
         return x, stages | blocks | {"encoder": x}
 
@@ -355,8 +356,8 @@ class ViT(nn.Module):
         tokens, rope, stages = self.embed(images)
         if train and self.patch_dropout:
             count = max(1, int(tokens.shape[1] * (1 - self.patch_dropout)))
-            noise = jax.random.uniform(self.make_rng("dropout"), tokens.shape[:2])
-            kept = jnp.argsort(noise)[:, :count]
+            draw = jax.vmap(partial(jax.random.uniform, shape=tokens.shape[1:2]))
+            kept = jnp.argsort(draw(self.row_keys(tokens)))[:, :count]
             tokens = jnp.take_along_axis(tokens, kept[..., None], axis=1)
             rope = rope if rope is None else rope[kept]
         x, encoder_stages = self.encode(tokens, rope, train)

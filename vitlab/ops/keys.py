@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array
 
 from vitlab.errors import InputError
+from vitlab.ops import collectives
 
 
 def example_keys(seed: int | Array, purpose: str, epoch: Array, id: Array) -> Array:
@@ -53,6 +54,28 @@ def batch_key(seed: int | Array, purpose: str, step: int | Array) -> Array:
       InputError: the seed is out of range.
     """
     return jax.random.fold_in(_purpose_key(seed, purpose), step)
+
+
+def row_keys(key: Array, rows: int, axis_name: str | None = None) -> Array:
+    """One key for each row of the batch, from one key for all.
+
+    For draws inside a model, which sees rows and not which examples they are.
+
+    Args:
+      key: of the step, the same on every device.
+      rows: how many rows this program sees.
+      axis_name: the mapped axis under `pmap`, see `vitlab.ops.collectives`.
+
+    Returns:
+      key[rows]; each depends on `key` and the row's place in the whole batch alone.
+    """
+    indices = collectives.row_indices(rows, axis_name)
+    return jax.vmap(lambda row: jax.random.fold_in(key, row))(indices)
+
+
+def split_each(keys: Array, num: int) -> Array:
+    """key[batch] to key[num, batch]: for each row `num` keys that depend on the row's own alone."""
+    return jax.vmap(lambda key: jax.random.split(key, num), out_axes=1)(keys)
 
 
 def _purpose_key(seed: int | Array, purpose: str) -> Array:

@@ -5,18 +5,12 @@ would be mixed in. One weight, one box and one choice are drawn for a step, from
 (`vitlab.ops.keys.batch_key`).
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from vitlab.errors import InputError
-
-
-def roll_batch(x: Array) -> Array:
-    """x[batch, ...] with example i - 1 at place i; global under `jit`, also where x is sharded."""
-    return jnp.roll(x, 1, axis=0)
+from vitlab.ops.collectives import roll_rows
 
 
 def mixup(
@@ -24,7 +18,7 @@ def mixup(
     targets: Array,
     key: Array,
     alpha: float,
-    roll: Callable[[Array], Array] = roll_batch,
+    axis_name: str | None = None,
 ) -> tuple[Array, Array]:
     """lambda * example + (1 - lambda) * partner (Zhang et al. 2017, as big_vision has it).
 
@@ -33,8 +27,7 @@ def mixup(
       targets: f32[batch, classes], one-hot or soft.
       key: one key.
       alpha: lambda is max(l, 1 - l) with l ~ Beta(alpha, alpha): the example outweighs its partner.
-      roll: gives each example its partner; a step that sees only its own device's part of the
-        batch (`pmap`) passes one that rolls over all devices.
+      axis_name: the mapped axis under `pmap`, see `vitlab.ops.collectives`.
 
     Returns:
       The mixed images and targets, shapes as given.
@@ -44,7 +37,7 @@ def mixup(
     """
     _check("mixup", images, targets, alpha=alpha)
     weight = _mixup_weight(jax.random.beta(key, alpha, alpha, dtype=jnp.float32))
-    return _mix(images, targets, jnp.full(images.shape[1:3], weight), weight, roll)
+    return _mix(images, targets, jnp.full(images.shape[1:3], weight), weight, axis_name)
 
 
 def cutmix(
@@ -52,7 +45,7 @@ def cutmix(
     targets: Array,
     key: Array,
     alpha: float,
-    roll: Callable[[Array], Array] = roll_batch,
+    axis_name: str | None = None,
 ) -> tuple[Array, Array]:
     """Pastes a box of the partner into the example (Yun et al. 2019, timm's box rule).
 
@@ -64,7 +57,7 @@ def cutmix(
     weight_key, box_key = jax.random.split(key)
     share = jax.random.beta(weight_key, alpha, alpha, dtype=jnp.float32)
     kept, weight = _cutmix_weights(box_key, images.shape[1:3], share)
-    return _mix(images, targets, kept, weight, roll)
+    return _mix(images, targets, kept, weight, axis_name)
 
 
 def mixup_or_cutmix(
@@ -75,7 +68,7 @@ def mixup_or_cutmix(
     cutmix_alpha: float,
     prob: float = 1.0,
     switch_prob: float = 0.5,
-    roll: Callable[[Array], Array] = roll_batch,
+    axis_name: str | None = None,
 ) -> tuple[Array, Array]:
     """timm's `Mixup`: with probability `prob` mixes this step's batch one way or the other.
 
@@ -87,7 +80,7 @@ def mixup_or_cutmix(
       cutmix_alpha: of `cutmix`; 0 leaves it out.
       prob: the probability that this batch is mixed at all.
       switch_prob: the probability that a mixed batch is CutMix, where both are in.
-      roll: as in `mixup`.
+      axis_name: as in `mixup`.
 
     Returns:
       The mixed images and targets, shapes as given.
@@ -118,7 +111,7 @@ def mixup_or_cutmix(
     kept = jnp.where(use_cutmix, kept, weight)
     weight = jnp.where(use_cutmix, kept_share, weight)
     kept, weight = (jnp.where(apply < prob, w, 1.0) for w in (kept, weight))
-    return _mix(images, targets, kept, weight, roll)
+    return _mix(images, targets, kept, weight, axis_name)
 
 
 def _mixup_weight(share: Array) -> Array:
@@ -146,11 +139,12 @@ def _cutmix_weights(key: Array, shape: tuple[int, int], share: Array) -> tuple[A
     return kept, 1 - area.astype(jnp.float32) / (height * width)
 
 
-def _mix(images, targets, pixel_weights, target_weight, roll) -> tuple[Array, Array]:
+def _mix(images, targets, pixel_weights, target_weight, axis_name) -> tuple[Array, Array]:
     """Adds the partners: images by f32[height, width], targets by f32[]."""
     w = pixel_weights[None, :, :, None].astype(images.dtype)
     v = target_weight.astype(targets.dtype)
-    return w * images + (1 - w) * roll(images), v * targets + (1 - v) * roll(targets)
+    partner_images, partner_targets = (roll_rows(x, axis_name) for x in (images, targets))
+    return w * images + (1 - w) * partner_images, v * targets + (1 - v) * partner_targets
 
 
 def _check(name: str, images: Array, targets: Array, alpha: float = 1.0) -> None:

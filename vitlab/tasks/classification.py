@@ -92,12 +92,19 @@ class Classification:
     loss_config: LossConfig
     augment_config: AugmentConfig
     classes: tuple[str, ...]
+    axis_name: str | None = None
 
     evaluators: ClassVar[tuple[str, ...]] = ("classification",)
 
     @classmethod
     def from_config(
-        cls, model: Arrays, loss: Arrays, augment: Arrays, classes: tuple[str, ...], dtype: Any
+        cls,
+        model: Arrays,
+        loss: Arrays,
+        augment: Arrays,
+        classes: tuple[str, ...],
+        dtype: Any,
+        axis_name: str | None = None,
     ) -> "Classification":
         """Builds the task; the head has as many classes as the data unless the config says more.
 
@@ -105,7 +112,8 @@ class Classification:
             InputError: a wrong key or value, or a head with fewer classes than the data.
         """
         num_classes = model.get("num_classes") or len(classes)
-        module = build_model({**model, "num_classes": num_classes}, dtype=dtype)
+        settings = {**model, "num_classes": num_classes}
+        module = build_model(settings, dtype=dtype, axis_name=axis_name)
         if module.num_classes < len(classes):
             raise InputError(
                 f"config.model.num_classes is {module.num_classes} but the data have "
@@ -118,6 +126,7 @@ class Classification:
             loss_config=config_lib.section(loss, LossConfig, "config.loss"),
             augment_config=config_lib.section(augment, AugmentConfig, "config.augment"),
             classes=tuple(classes) + extra,
+            axis_name=axis_name,
         )
 
     def settings(self) -> dict[str, Any]:
@@ -158,7 +167,14 @@ class Classification:
         if c.mixup or c.cutmix:
             key = keys.batch_key(seed, "mix", step)
             images, targets = mixing.mixup_or_cutmix(
-                images, targets, key, c.mixup, c.cutmix, c.mix_prob, c.cutmix_share
+                images,
+                targets,
+                key,
+                c.mixup,
+                c.cutmix,
+                c.mix_prob,
+                c.cutmix_share,
+                self.axis_name,
             )
         return {**batch, "image": images, "target": targets}
 

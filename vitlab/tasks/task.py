@@ -19,14 +19,20 @@ class Task(Protocol):
 
     A batch is a dict of arrays with a leading axis `[batch]`, always with `image` uint8 or f32
     `[batch, height, width, channels]`, `mask` bool, `id` i32 and `epoch` i32. Sums and counts are
-    f32[] over the true rows of the *global* batch.
+    f32[] over the true rows of the batch that the function sees; the step adds up the devices'.
     """
 
     evaluators: ClassVar[tuple[str, ...]]  # legal values of `config.evaluators.NAME.kind`
 
     @classmethod
     def from_config(
-        cls, model: Arrays, loss: Arrays, augment: Arrays, classes: tuple[str, ...], dtype: Any
+        cls,
+        model: Arrays,
+        loss: Arrays,
+        augment: Arrays,
+        classes: tuple[str, ...],
+        dtype: Any,
+        axis_name: str | None = None,
     ) -> "Task":
         """Reads the sections of the config that belong to the task.
 
@@ -34,6 +40,9 @@ class Task(Protocol):
             model, loss, augment: those sections.
             classes: names of the classes of the training data.
             dtype: of computation.
+            axis_name: None where `augment` and `loss` see the whole batch (`jit`), or the mapped
+                axis where they see one device's rows (`pmap`): what needs the other rows reaches
+                them with `vitlab.ops.collectives`.
         """
 
     def settings(self) -> dict[str, Any]:

@@ -30,6 +30,7 @@ class Evaluator:
         task: what is evaluated.
         mesh: the devices.
         workers: processes that read.
+        options: of XLA's compiler.
 
     Raises:
         InputError: a wrong source, split or preprocessing, other classes than in training, or a
@@ -46,6 +47,7 @@ class Evaluator:
         task: Task,
         mesh: Mesh,
         workers: int,
+        options: dict[str, Any] | None = None,
     ):
         self.name, self.config, self.mesh, self.workers = name, config, mesh, workers
         self.where = f"config.evaluators.{name}"
@@ -62,9 +64,10 @@ class Evaluator:
             )
         self.preprocess = Preprocess.parse(config.preprocess)
         self.batch_size = config.batch_size or batch_size
-        if self.batch_size % mesh.size:
+        shards = parallelism.batch_shards(mesh)
+        if self.batch_size % shards:
             raise InputError(
-                f"{self.where}.batch_size is {self.batch_size}, which {mesh.size} "
+                f"{self.where}.batch_size is {self.batch_size}, which {shards} "
                 "devices do not divide"
             )
         self.task = task
@@ -73,7 +76,7 @@ class Evaluator:
         def evaluate(variables, batch):
             return task.evaluate(variables, {**batch, "image": normalize(batch["image"])})
 
-        self._evaluate = jax.jit(evaluate)
+        self._evaluate = jax.jit(evaluate, compiler_options=options)
         self._shapes = first_example(self.source, self.preprocess, config.on_error)
 
     def metric_names(self, variables: Any) -> set[str]:
@@ -106,13 +109,14 @@ class Evaluator:
             log: told of broken images.
             stop: asked between batches; True ends the evaluation, and the result is None.
         """
+        index, count = parallelism.process_share(self.mesh)
         batches = eval_batches(
             self.source,
             self.preprocess,
             batch_size=self.batch_size,
             workers=self.workers,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=index,
+            process_count=count,
             on_error=self.config.on_error,
         )
         pieces = []

@@ -11,7 +11,15 @@ from vitlab.training.parallelism import ParallelismConfig
 from vitlab.training.schedules import ScheduleConfig
 
 # Keys that do not change the result of a run, so that a run may be resumed with others.
-NOT_IN_HASH = ("parallelism", "logging", "checkpoint", "data.workers")
+NOT_IN_HASH = (
+    "parallelism",
+    "deterministic",
+    "logging",
+    "checkpoint",
+    "data.workers",
+    "model.remat",
+    "model.scan",
+)
 
 
 def _check_interval(every: Duration) -> None:
@@ -137,6 +145,8 @@ class Experiment:
         init_from: a working directory or a checkpoint to take parameters from.
         init_allow: regexes of the parameters that may stay new, go unused or change shape.
         precision: of computation; `auto` is bfloat16 on accelerators and float32 on CPU.
+        deterministic: whether a run on a GPU repeats to the bit, for a price in speed; on a CPU it
+            always does.
     """
 
     task: str
@@ -155,6 +165,7 @@ class Experiment:
     init_from: str = ""
     init_allow: tuple[str, ...] = ()
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    deterministic: bool = False
     parallelism: ParallelismConfig = ParallelismConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()

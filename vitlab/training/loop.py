@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import pathlib
 import signal
@@ -15,10 +16,10 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from vitlab import checkpoints
+from vitlab import checkpoints, distributed
 from vitlab.data.pipeline import train_batches
-from vitlab.errors import DivergedError, WorkerError
-from vitlab.training import parallelism, report
+from vitlab.errors import DivergedError
+from vitlab.training import footprint, parallelism, report
 from vitlab.training.evaluator import Evaluator
 from vitlab.training.journal import Journal
 from vitlab.training.memory import Best, Memory
@@ -51,7 +52,7 @@ def train(
         console: where to print.
 
     Returns:
-        What `result.json` holds.
+        What `result.json` holds; nothing on processes other than the first.
 
     Raises:
         InputError: something in the config or the data is wrong.
@@ -88,10 +89,10 @@ class _Run:
         self.progress: Progress | None = None
         self.name = name
 
-    def log(self, text: str) -> None:
+    def log(self, text: str, everywhere: bool = False) -> None:
         if self.progress:
             self.progress.line(text)
-        elif self.leader:
+        elif self.leader or everywhere:
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def run(self) -> dict[str, Any]:
@@ -102,7 +103,10 @@ class _Run:
             f"working directory {self.workdir}; {len(devices)} x {devices[0].device_kind}; "
             f"{len(setup.source):,} examples, {setup.total:,} steps"
         )
+        if self.experiment.deterministic and devices[0].platform == "gpu":
+            self.log("deterministic: this run repeats to the bit, and takes longer for it")
         began = time.monotonic()
+        self.step_fn = footprint.compile_to_fit(setup, self.log)
         directory = self.workdir / "checkpoints"
         self.writer = checkpoints.Writer(directory, self.experiment.checkpoint.keep, self.log)
         restored = checkpoints.latest_intact(directory, setup.target, self.log)
@@ -111,8 +115,7 @@ class _Run:
         else:
             state = setup.fresh_state(self.log)
         step = int(state.step)
-        self.step_fn, flops = setup.compile_step()
-        self.throughput = Throughput(self.experiment.batch_size, flops)
+        self.throughput = Throughput(self.experiment.batch_size, setup.flops(self.step_fn))
         count = sum(x.size for x in jax.tree.leaves(state.params))
         self.log(
             f"{count:,} parameters; ready in {clock(time.monotonic() - began)}; "
@@ -131,17 +134,19 @@ class _Run:
                 self.workdir, step, exp.logging.tensorboard, exp.logging.wandb, name
             )
             self.progress = Progress(self.console, step, setup.total)
+        index, count = parallelism.process_share(setup.mesh)
         batches = train_batches(
             setup.source,
             setup.preprocess,
             batch_size=exp.batch_size,
             seed=exp.seed,
             start_step=step,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=index,
+            process_count=count,
             workers=exp.data.workers,
             on_error=exp.data.on_error,
         )
+        others_alive = True
         try:
             self.busy = state.nonfinite_step
             on_device = self._on_device(iter(batches))
@@ -152,15 +157,13 @@ class _Run:
                 self._evaluate(state, step)
             done = self.memory.stopped or step >= setup.total
             while not done:
+                if distributed.preempted(step):
+                    self.signum = signal.SIGTERM
                 if self.signum is not None:
                     self._save_and_stop(state, step, saved)
-                try:
-                    batch = next(on_device)
-                except WorkerError:
-                    if self.signum is None:
-                        raise
-                    continue  # the signal went to the workers too
-                state = self.step_fn(state, batch)
+                batch = next(on_device)
+                with jax.transfer_guard("disallow"):  # nothing but the batch goes to the devices
+                    state = self.step_fn(state, batch)
                 self.busy = state.nonfinite_step
                 step += 1
                 done = step == setup.total
@@ -171,7 +174,7 @@ class _Run:
                     logged = step
                     if len(batches.broken) > broken:
                         broken = len(batches.broken)
-                        self.log(batches.broken_report())
+                        self.log(batches.broken_report(), everywhere=True)
                 improved = False
                 if self._due(step):
                     self.memory.evaluated = False
@@ -185,9 +188,13 @@ class _Run:
             return self._finish(state, step)
         except _InterruptedEvaluationError:
             self._save_and_stop(state, step, saved)
+        except jax.errors.JaxRuntimeError:
+            others_alive = jax.process_count() == 1
+            raise
         finally:
             batches.close()
-            self.writer.close()
+            if others_alive:  # a save that waits for a process that is gone would never end
+                self.writer.close()
             if self.progress:
                 self.progress.close()
                 self.progress = None
@@ -253,15 +260,13 @@ class _Run:
     def _not_run_at(self, step: int) -> list[Evaluator]:
         return [e for e in self.setup.evaluators if self.outputs.get(e.name, (None,))[0] != step]
 
-    def _not_run_at(self, step: int) -> list[Evaluator]:
-        return [e for e in self.setup.evaluators if self.outputs.get(e.name, (None,))[0] != step]
-
     def _run_evaluator(
         self, evaluator: Evaluator, state: TrainState, step: int
     ) -> dict[str, float]:
         wanted = evaluator.config.params
         ema = wanted == "ema" or (wanted == "auto" and self.experiment.ema_decay is not None)
-        result = evaluator.run(state.variables(ema), self.log, lambda: self.signum is not None)
+        log = functools.partial(self.log, everywhere=True)
+        result = evaluator.run(state.variables(ema), log, lambda: self.signum is not None)
         if result is None:
             raise _InterruptedEvaluationError
         metrics, outputs = result
@@ -271,7 +276,7 @@ class _Run:
     def _check_finite(self, state: TrainState) -> None:
         step = int(state.nonfinite_step)
         if step >= 0:
-            self.writer.wait()
+            self._saved()
             saved = checkpoints.list_checkpoints(self.writer.directory)
             kept = f"the checkpoint of step {saved[-1].step} is good" if saved else "none was saved"
             raise DivergedError(
@@ -287,17 +292,21 @@ class _Run:
         self.writer.save(step, state, dataclasses.asdict(self.memory), best)
         self.throughput.paused(time.monotonic() - began)
 
+    def _saved(self) -> bool:
+        """Waits until the last checkpoint is on disk, manifest and all; False if it failed."""
+        return distributed.all_of(self.writer.wait())
+
     def _save_and_stop(self, state: TrainState, step: int, saved: int | None) -> None:
         if step != saved:
             self._save(state, step)
-        if not self.writer.wait():
+        if not self._saved():
             raise OSError(f"step {step} could not be saved")
         raise StoppedError(self.signum, step)
 
     def _finish(self, state: TrainState, step: int) -> dict[str, Any]:
         memory = self.memory
         seconds = time.monotonic() - self.clock_from
-        if not self.writer.wait():
+        if not self._saved():
             raise OSError(f"the final checkpoint, of step {step}, could not be saved")
         for evaluator in self._not_run_at(step):  # the run was killed after its last checkpoint
             memory.metrics |= self._run_evaluator(evaluator, state, step)
@@ -310,6 +319,9 @@ class _Run:
             self.setup.task.pictures(self.outputs[evaluator.name][1], evaluator.image, directory)
         report.draw_curves(self.workdir)
         best = dataclasses.asdict(memory.best) if memory.best.value is not None else {}
+        saved = checkpoints.list_checkpoints(self.writer.directory)
+        if best and memory.best.step not in [c.step for c in saved]:
+            self.log(f"the best step, {memory.best.step}, could not be saved: it has no checkpoint")
         result = report.write_result(
             self.workdir,
             memory.metrics,
@@ -334,7 +346,8 @@ class _Run:
             self.signum = signum
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
-        if threading.current_thread() is not threading.main_thread():
+        several = jax.process_count() > 1  # which must stop at one step, see `preempted`
+        if several or threading.current_thread() is not threading.main_thread():
             yield  # a notebook's worker thread cannot, and need not, handle signals
             return
         old = {s: signal.signal(s, on_signal) for s in (signal.SIGTERM, signal.SIGINT)}

@@ -2,7 +2,6 @@
 
 import dataclasses
 import inspect
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ import optax.contrib
 
 from vitlab import config as config_lib
 from vitlab.errors import InputError
+from vitlab.training.rules import check_pattern, match_rules, path_string
 
 # These take a learning rate too, but need the loss's value or other parameters in evaluation.
 _NOT_PLAIN = ("momo", "momo_adam", "schedule_free_adamw", "schedule_free_sgd")
@@ -34,11 +34,11 @@ class Rule:
     freeze: bool = False
 
     def __post_init__(self):
-        try:
-            re.compile(self.pattern)
-        except re.error as e:
-            raise InputError(f"pattern {self.pattern!r} is no regular expression: {e}") from e
+        check_pattern(self.pattern)
 
+
+# Muon's second is for what is no matrix, which it leaves to Adam.
+DECAYS = ("weight_decay", "adam_weight_decay")
 
 # As big_vision and the recipes do: matrices and filters decay; biases, norms, tokens do not.
 KERNELS_DECAY = (Rule(".*kernel"), Rule(".*", weight_decay=0.0))
@@ -97,7 +97,7 @@ def make_optimizer(
     Raises:
         InputError: an unknown optimizer or argument, or a parameter that no rule covers.
     """
-    rules = match_rules(config.rules, params)
+    rules = match_rules(config.rules, params, "config.optimizer.rules")
     groups = jax.tree.map(
         lambda rule: "frozen" if rule.freeze else f"decay_{rule.weight_decay:g}", rules
     )
@@ -143,39 +143,8 @@ def make_optimizer(
 
 def frozen_parameters(config: OptimizerConfig, params: Any) -> Any:
     """A tree like `params` of bools: whether a rule freezes the parameter."""
-    return jax.tree.map(lambda rule: rule.freeze, match_rules(config.rules, params))
-
-
-def match_rules(rules: tuple[Rule, ...], params: Any) -> Any:
-    """A tree like `params` with, for each parameter, the first rule whose pattern matches.
-
-    Raises:
-        InputError: a parameter that no rule covers, or a rule that matches no parameter at all
-            (a misspelt pattern freezes nothing, silently).
-    """
-
-    def first(path, _):
-        name = path_string(path)
-        for rule in rules:
-            if re.fullmatch(rule.pattern, name):
-                return rule
-        raise InputError(f"config.optimizer.rules: no rule covers {name}; end with pattern '.*'")
-
-    tree = jax.tree_util.tree_map_with_path(first, params)
-    names = [path_string(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    for rule in rules:
-        matched = any(re.fullmatch(rule.pattern, name) for name in names)
-        if not matched and rule.pattern != ".*":
-            raise InputError(
-                f"config.optimizer.rules: pattern {rule.pattern!r} matches no parameter"
-                f"{config_lib.nearest(rule.pattern, names)}"
-            )
-    return tree
-
-
-def path_string(path: tuple[Any, ...]) -> str:
-    """A pytree path as `encoder/block_0/mlp/fc1/kernel`."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
+    rules = match_rules(config.rules, params, "config.optimizer.rules")
+    return jax.tree.map(lambda rule: rule.freeze, rules)
 
 
 def _named_optimizer(
@@ -189,7 +158,7 @@ def _named_optimizer(
     make = getattr(optax, config.name, None) or getattr(optax.contrib, config.name)
     weight_decay = config.weight_decay * decay_factor
     parameters = inspect.signature(make).parameters
-    legal = set(parameters) - {"learning_rate", "weight_decay", "mask", "weight_decay_mask"}
+    legal = set(parameters) - {"learning_rate", "mask", "weight_decay_mask", *DECAYS}
     for key in config.args:
         if key not in legal:
             raise InputError(
@@ -199,7 +168,7 @@ def _named_optimizer(
     # A list in a config file stands for the tuple that optax expects.
     args = {k: tuple(v) if isinstance(v, list) else v for k, v in config.args.items()}
     if "weight_decay" in parameters:
-        args["weight_decay"] = weight_decay
+        args |= {key: weight_decay for key in DECAYS if key in parameters}
     elif weight_decay and config.name != "sgd":
         raise InputError(
             f"config.optimizer.weight_decay: optax's {config.name} has none; "

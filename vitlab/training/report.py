@@ -13,7 +13,7 @@ import numpy as np
 
 from vitlab.evaluation import pictures
 from vitlab.training import journal
-from vitlab.training.optimizer import path_string
+from vitlab.training.rules import path_string
 
 
 def fingerprint(params: Any) -> str:

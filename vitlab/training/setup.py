@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vitlab import checkpoints
+from vitlab import checkpoints, distributed
 from vitlab import config as config_lib
 from vitlab.data.pipeline import first_example
 from vitlab.data.preprocess import Preprocess
@@ -21,10 +21,14 @@ from vitlab.tasks.task import task_class
 from vitlab.training import parallelism
 from vitlab.training.evaluator import Evaluator
 from vitlab.training.experiment import NOT_IN_HASH, Experiment
+from vitlab.training.layout import lay_out, lay_out_like
 from vitlab.training.optimizer import frozen_parameters, make_optimizer
 from vitlab.training.schedules import make_schedule
 from vitlab.training.step import TrainState, make_train_step, normalizer
 from vitlab.weights import transfer
+
+# XLA's options that make a program on a GPU repeat to the bit.
+DETERMINISTIC = {"xla_gpu_deterministic_ops": True}
 
 
 class Setup:
@@ -43,7 +47,15 @@ class Setup:
 
     def __init__(self, config: dict[str, Any]):
         exp = self.experiment = Experiment.from_config(config)
+        self._options = DETERMINISTIC if exp.deterministic else {}
+        self._axis_name = parallelism.PMAP_AXIS if exp.parallelism.mode == "pmap" else None
         self.mesh = parallelism.make_mesh(exp.parallelism, exp.batch_size)
+        parts = exp.accumulate * parallelism.batch_shards(self.mesh)
+        if exp.batch_size % parts:
+            raise InputError(
+                f"config.batch_size is {exp.batch_size}: accumulate {exp.accumulate} on "
+                f"{parallelism.batch_shards(self.mesh)} devices cuts it into {parts} equal parts"
+            )
         self.source = open_source(exp.data.source, exp.data.split)
         self.preprocess = Preprocess.parse(exp.data.preprocess)
         classes = tuple(self.source.class_names)
@@ -51,7 +63,7 @@ class Setup:
         if precision == "auto":
             precision = "float32" if jax.default_backend() == "cpu" else "bfloat16"
         self.task = task_class(exp.task).from_config(
-            exp.model, exp.loss, exp.augment, classes, jnp.dtype(precision)
+            exp.model, exp.loss, exp.augment, classes, jnp.dtype(precision), self._axis_name
         )
         self.resolved = {**config_lib.as_dict(exp), **self.task.settings()}
         self.hash = config_lib.hash_of(self.resolved, NOT_IN_HASH)
@@ -65,6 +77,7 @@ class Setup:
                 self.task,
                 self.mesh,
                 exp.data.workers,
+                self._options,
             )
             for name, section in exp.evaluators.items()
         ]
@@ -86,14 +99,16 @@ class Setup:
             exp.accumulate,
             exp.ema_decay,
             frozen_parameters(exp.optimizer, params),
+            self._axis_name,
         )
         shape = jax.eval_shape(lambda: self._state(self._variables()))
-        totals = jax.eval_shape(self._step, shape, self._batch()).totals
-        self._zero_totals = jax.tree.map(lambda t: np.zeros(t.shape, t.dtype), totals)
-        whole = parallelism.replicated(self.mesh)
+        shape = shape.replace(totals=self._totals(shape))
+        self._zero_totals = jax.tree.map(lambda t: np.zeros(t.shape, t.dtype), shape.totals)
+        layout = lay_out(exp.parallelism.rules, params, self.mesh)
         self.target: TrainState = jax.tree.map(
-            lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=whole),
-            shape.replace(totals=totals),
+            lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
+            shape,
+            lay_out_like(shape, params, layout, self.mesh),
         )
         self._check_metric_names(shape)
 
@@ -101,31 +116,38 @@ class Setup:
         """A duration in optimizer steps of this run."""
         return duration.steps(self.experiment.batch_size, len(self.source))
 
-    def compile_step(self) -> tuple[Callable, float]:
-        """The compiled `(state, batch) -> state`, and its FLOPs on one device.
+    def compile_step(self) -> jax.stages.Compiled:
+        """The compiled `(state, batch) -> state`."""
+        return parallelism.compile_step(
+            self._step,
+            self.mesh,
+            self.experiment.parallelism.mode,
+            self.target,
+            self._batch(),
+            self._options,
+        )
 
-        The FLOPs are 0 where XLA's count is not the model's: it counts a loop's body once
-        (accumulation, scan), and what the backward pass computes again.
+    def flops(self, compiled: jax.stages.Compiled) -> float:
+        """FLOPs of a compiled step on one device, or 0 where XLA's count is not the model's.
+
+        It counts a loop's body once (accumulation, scan), and what the backward pass computes
+        again.
         """
-        whole = parallelism.replicated(self.mesh)
-        jitted = jax.jit(self._step, donate_argnums=0, out_shardings=whole)
-        compiled = jitted.lower(self.target, self._batch()).compile()
         model = self.resolved["model"]
-        if (
-            self.experiment.accumulate > 1
-            or model.get("scan")
-            or model.get("remat", "none") != "none"
-        ):
-            return compiled, 0.0
-        return compiled, float((compiled.cost_analysis() or {}).get("flops", 0.0))
+        loops = self.experiment.accumulate > 1 or model.get("scan")
+        if loops or model.get("remat", "none") != "none":
+            return 0.0
+        return float((compiled.cost_analysis() or {}).get("flops", 0.0))
 
     def fresh_state(self, log: Callable[[str], None]) -> TrainState:
         """The state at step 0: initialised, or taken from `config.init_from`."""
-        whole = parallelism.replicated(self.mesh)
-        variables = jax.jit(self._variables, out_shardings=whole)()
+        shardings = jax.tree.map(lambda x: x.sharding, self.target)
+        placed = {"params": shardings.params, **shardings.model_state}
+        variables = jax.jit(self._variables, out_shardings=placed)()
         if self.experiment.init_from:
-            variables = jax.device_put(self._transferred(variables, log), whole)
-        state = jax.jit(self._state, out_shardings=whole)(variables)
+            variables = jax.device_put(self._transferred(variables, log), placed)
+        without_totals = shardings.replace(totals={})
+        state = jax.jit(self._state, out_shardings=without_totals)(variables)
         return self.reset_totals(state)
 
     def reset_totals(self, state: TrainState) -> TrainState:
@@ -143,8 +165,13 @@ class Setup:
             InputError: the directory belongs to another config, or cannot be written.
         """
         path = workdir / "config.json"
+        result = workdir / "result.json"
         try:
-            workdir.mkdir(parents=True, exist_ok=True)
+            if jax.process_index() == 0:
+                workdir.mkdir(parents=True, exist_ok=True)
+            distributed.wait_for_all("the working directory is there")
+            if not distributed.all_of(workdir.is_dir()):
+                raise InputError(f"--workdir {workdir} must be one that every process sees")
             began = (workdir / "metrics.jsonl").exists()
             if began or checkpoints.list_checkpoints(workdir / "checkpoints"):
                 theirs = json.loads(path.read_text())
@@ -157,15 +184,29 @@ class Setup:
                         f"{workdir} belongs to another config: "
                         f"{'; '.join(differ[:3])}. Give another --workdir"
                     )
-            partial = workdir / ".config.json"
-            partial.write_text(json.dumps(self.resolved, indent=1) + "\n")
-            partial.replace(path)
+            finished = json.loads(result.read_text()) if result.exists() else None
+            distributed.wait_for_all("the working directory is read")
+            if jax.process_index() == 0:
+                partial = workdir / ".config.json"
+                partial.write_text(json.dumps(self.resolved, indent=1) + "\n")
+                partial.replace(path)
         except OSError as e:
             raise InputError(f"--workdir {e.filename or workdir}: {e.strerror or e}") from e
         except json.JSONDecodeError as e:
             raise InputError(f"{path} is no config: {e}") from e
-        result = workdir / "result.json"
-        return json.loads(result.read_text()) if result.exists() else None
+        return finished
+
+    def _totals(self, shape: TrainState) -> Any:
+        """Shapes of the metric sums that a step leaves in the state."""
+
+        def totals(state, batch):
+            return self._step(state, batch).totals
+
+        # As on one device of several, so that the step finds the axis that it may name.
+        totals = jax.vmap(totals, in_axes=(None, 0), axis_name=parallelism.PMAP_AXIS)
+        rows = {k: jax.ShapeDtypeStruct((1, *v.shape), v.dtype) for k, v in self._batch().items()}
+        shapes = jax.eval_shape(totals, shape, rows)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), shapes)
 
     def _variables(self) -> dict[str, Any]:
         images = self._normalize(jnp.zeros_like(self._example["image"]))
@@ -211,7 +252,7 @@ class Setup:
         params, state = transfer.read(exp.init_from)
         own = {k: v for k, v in variables.items() if k != "params"}
         fresh = flax.traverse_util.flatten_dict({**variables["params"], **own}, sep="/")
-        fresh = {name: np.asarray(value) for name, value in fresh.items()}
+        fresh = parallelism.to_host(fresh)
         filled, report = transfer.transfer(fresh, params | state, exp.init_allow)
         log(f"init_from {exp.init_from}: {report}")
         tree = flax.traverse_util.unflatten_dict(filled, sep="/")

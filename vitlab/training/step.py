@@ -11,6 +11,7 @@ import optax
 
 from vitlab.errors import InputError
 from vitlab.ops import keys
+from vitlab.ops.collectives import total
 from vitlab.tasks.task import Task
 
 
@@ -55,6 +56,7 @@ def make_train_step(
     accumulate: int = 1,
     ema_decay: float | None = None,
     frozen: Any = None,
+    axis_name: str | None = None,
 ) -> Callable[[TrainState, dict[str, jax.Array]], TrainState]:
     """A pure function `(state, batch) -> state`, to be compiled.
 
@@ -68,6 +70,8 @@ def make_train_step(
         ema_decay: of the average of the variables; None keeps none.
         frozen: a tree like the parameters of bools, true where they are never updated; their
             gradients count in no norm, and XLA does not compute them.
+        axis_name: the mapped axis where the step sees one device's rows of the batch (`pmap`);
+            None where it sees all of them.
     """
 
     def step_fn(state: TrainState, batch: dict[str, jax.Array]) -> TrainState:
@@ -80,11 +84,11 @@ def make_train_step(
             return terms, (metrics, new_state)
 
         terms, metrics, model_state, grads = gradients(
-            loss_fn, state.params, state.model_state, batch, accumulate
+            loss_fn, state.params, state.model_state, batch, accumulate, axis_name
         )
         if frozen is not None:
             grads = jax.tree.map(lambda g, f: jnp.zeros_like(g) if f else g, grads, frozen)
-        loss = sum(weight * total / count for total, count, weight in terms.values())
+        loss = sum(weight * value / count for value, count, weight in terms.values())
         grad_norm = optax.global_norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -97,9 +101,9 @@ def make_train_step(
         if len(terms) > 1:
             measured |= {name: term[:2] for name, term in terms.items()}
         totals = {}
-        for name, (total, count) in measured.items():
+        for name, (value, count) in measured.items():
             before = state.totals.get(name, (0.0, 0.0))  # a fresh state has none
-            totals[name] = (before[0] + total, before[1] + count)
+            totals[name] = (before[0] + value, before[1] + count)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         first = (state.nonfinite_step < 0) & ~finite
         return TrainState(
@@ -115,12 +119,19 @@ def make_train_step(
     return step_fn
 
 
-def gradients(loss_fn: Callable, params: Any, model_state: Any, batch: Any, accumulate: int):
-    """Loss terms, metrics, new model state and gradients of one batch.
+def gradients(
+    loss_fn: Callable,
+    params: Any,
+    model_state: Any,
+    batch: Any,
+    accumulate: int,
+    axis_name: str | None = None,
+):
+    """Loss terms, metrics, new model state and gradients of one batch, over all devices.
 
-    The loss is `sum of weight * sum / count` over its terms. With `accumulate` parts the counts of
-    the whole batch are needed before the first gradient; they depend on no parameter, so XLA
-    drops the forward pass that would compute them.
+    The loss is `sum of weight * sum / count` over its terms, with counts of the whole batch. With
+    `accumulate` parts those are needed before the first gradient; they depend on no parameter, so
+    XLA drops the forward pass that would compute them.
 
     Args:
         loss_fn: `(params, model_state, batch, part index) -> (terms, (metrics, model_state))`.
@@ -128,6 +139,7 @@ def gradients(loss_fn: Callable, params: Any, model_state: Any, batch: Any, accu
         model_state: the model's other collections.
         batch: arrays whose leading axis `accumulate` divides.
         accumulate: number of parts.
+        axis_name: see `make_train_step`.
 
     Returns:
         `terms {name: (sum, count, weight)}`, `metrics {name: (sum, count)}`, model state, grads.
@@ -135,14 +147,15 @@ def gradients(loss_fn: Callable, params: Any, model_state: Any, batch: Any, accu
 
     def scaled(params, model_state, part, index, counts):
         terms, (metrics, new_state) = loss_fn(params, model_state, part, index)
-        counts = counts or {name: count for name, (_, count, _) in terms.items()}
+        if counts is None:
+            counts = total({name: count for name, (_, count, _) in terms.items()}, axis_name)
         loss = sum(weight * terms[name][0] / counts[name] for name, (_, _, weight) in terms.items())
         return loss, (terms, metrics, new_state)
 
     grad_fn = jax.grad(scaled, has_aux=True)
     if accumulate == 1:
         grads, (terms, metrics, new_state) = grad_fn(params, model_state, batch, 0, None)
-        return terms, metrics, new_state, grads
+        return *_over_devices(terms, metrics, axis_name), new_state, total(grads, axis_name)
     if jax.tree.leaves(model_state):
         raise InputError(
             "config.accumulate: a model with batch statistics sees other examples, so "
@@ -157,17 +170,22 @@ def gradients(loss_fn: Callable, params: Any, model_state: Any, batch: Any, accu
         return {name: count for name, (_, count, _) in terms.items()}
 
     counts = jax.tree.map(jnp.sum, jax.lax.map(count_part, (parts, indices)))
+    counts = total(counts, axis_name)
 
-    def add_part(total, args):
+    def add_part(so_far, args):
         part, index = args
         grads, (terms, metrics, _) = grad_fn(params, model_state, part, index, counts)
-        return jax.tree.map(jnp.add, total, grads), (terms, metrics)
+        return jax.tree.map(jnp.add, so_far, grads), (terms, metrics)
 
     zeros = jax.tree.map(jnp.zeros_like, params)
     grads, (terms, metrics) = jax.lax.scan(add_part, zeros, (parts, indices))
     metrics = jax.tree.map(lambda x: x.sum(0), metrics)
-    terms = {
-        name: (total.sum(0), count.sum(0), weight[0])
-        for name, (total, count, weight) in terms.items()
-    }
-    return terms, metrics, model_state, grads
+    terms = {name: (sums.sum(0), count.sum(0), w[0]) for name, (sums, count, w) in terms.items()}
+    return *_over_devices(terms, metrics, axis_name), model_state, total(grads, axis_name)
+
+
+def _over_devices(terms, metrics, axis_name):
+    weights = {name: weight for name, (_, _, weight) in terms.items()}
+    sums = {name: term[:2] for name, term in terms.items()}
+    sums, metrics = total((sums, metrics), axis_name)
+    return {name: (*sums[name], weights[name]) for name in terms}, metrics

@@ -1,0 +1,42 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vitlab.ops import collectives
+from vitlab.ops.keys import row_keys
+
+X = jnp.arange(24.0).reshape(8, 3)
+
+
+def shared(function):
+    """`function(x, axis_name)` over four devices that share the rows of X, and on X as a whole."""
+    parts = jax.vmap(lambda x: function(x, "data"), axis_name="data")(X.reshape(4, 2, 3))
+    return np.asarray(parts), np.asarray(function(X, None))
+
+
+def test_rows_roll_over_all_devices():
+    parts, whole = shared(collectives.roll_rows)
+    np.testing.assert_array_equal(whole, np.roll(X, 1, axis=0))
+    np.testing.assert_array_equal(parts.reshape(8, 3), whole)
+
+
+def test_a_total_is_that_of_the_whole_batch_on_every_device():
+    parts, whole = shared(lambda x, axis: collectives.total(x.sum(), axis))
+    assert (parts == whole).all()
+    assert whole == 276
+
+
+def test_rows_are_counted_over_all_devices():
+    parts, whole = shared(lambda x, axis: collectives.row_indices(len(x), axis))
+    np.testing.assert_array_equal(parts.ravel(), np.arange(8))
+    np.testing.assert_array_equal(whole, np.arange(8))
+
+
+def test_row_keys_do_not_depend_on_who_holds_the_row():
+    def draw(x, axis):
+        keys = row_keys(jax.random.key(3), len(x), axis)
+        return jax.vmap(jax.random.uniform)(keys)
+
+    parts, whole = shared(draw)
+    np.testing.assert_array_equal(parts.ravel(), whole)
+    assert len(set(whole.tolist())) == 8

@@ -1,0 +1,127 @@
+"""Run in a process of its own by `test_parallelism.py`: trains on eight devices in several ways.
+
+Arguments: model, dtype, steps, accumulate, ways. Prints one JSON object, {way: [[sum of the losses
+after each step], [first moment of each parameter after the first step], bytes of the optimizer's
+state on one device, {parameter: its layout}]}.
+"""
+
+import json
+import os
+import sys
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from vitlab.tasks.classification import Classification
+from vitlab.training import layout, parallelism
+from vitlab.training.step import TrainState, make_train_step, normalizer
+
+WAYS = {
+    "one": ("jit", {"data": 1}),
+    "data": ("jit", {"data": 8}),
+    "fsdp": ("jit", {"data": 4, "fsdp": 2}),
+    "tensor": ("jit", {"data": 2, "fsdp": 2, "tensor": 2}),
+    "pmap": ("pmap", {"data": 8}),
+}
+MODELS = {
+    "small": dict(name="vit", width=32, depth=1, num_heads=4, patch_size=4, pool="gap",
+                  drop_path=0.3, dropout=0.1),
+    "vit": dict(name="vit", width=32, depth=2, num_heads=4, patch_size=4, pool="gap",
+                drop_path=0.3, dropout=0.1, patch_dropout=0.25),
+    "resnet": dict(name="resnet", variant="18", widths=(8, 8, 16, 32), depths=(1, 1, 1, 1),
+                   stem="small"),
+    "convnext": dict(name="convnext", widths=(8, 8, 8, 8), depths=(1, 1, 1, 1), patch_size=1,
+                     drop_path=0.3),
+}  # fmt: skip
+AUGMENT = {"mixup": 0.5}
+BATCH, SIZE = 16, 8
+
+
+def make_batch():
+    rng = np.random.default_rng(0)
+    return {
+        "image": rng.integers(0, 256, (BATCH, SIZE, SIZE, 3), np.uint8),
+        "label": rng.integers(0, 3, BATCH, np.int32),
+        "mask": np.arange(BATCH) < 13,  # the devices have unequal counts
+        "id": np.arange(BATCH, dtype=np.int32),
+        "epoch": np.zeros(BATCH, np.int32),
+    }
+
+
+def train(model, way, dtype, steps, accumulate=1):
+    mode, sizes = WAYS[way]
+    config = parallelism.ParallelismConfig(mode, sizes)
+    mesh = parallelism.make_mesh(config, BATCH)
+    axis = parallelism.PMAP_AXIS if mode == "pmap" else None
+    task = Classification.from_config(model, {}, AUGMENT, ("a", "b", "c"), dtype, axis)
+    optimizer = optax.adamw(1e-3)
+    normalize = normalizer(np.full(3, 2 / 255, dtype), np.full(3, -1, dtype))
+    step = make_train_step(task, optimizer, normalize, 0, accumulate, ema_decay=0.9, axis_name=axis)
+
+    def fresh():
+        variables = task.init(jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3), dtype))
+        # A zero head would hide what the features do.
+        head = variables["params"]["head"]
+        head["kernel"] = jax.random.normal(jax.random.key(1), head["kernel"].shape)
+        variables = jax.tree.map(lambda x: x.astype(dtype), variables)
+        params = variables["params"]
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            model_state={k: v for k, v in variables.items() if k != "params"},
+            opt_state=optimizer.init(params),
+            ema=jax.tree.map(jnp.copy, variables),
+            totals={},
+            nonfinite_step=jnp.full((), -1, jnp.int32),
+        )
+
+    batch = parallelism.to_devices(make_batch(), mesh)
+    shape = jax.eval_shape(fresh)
+    rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), batch)
+    totals = jax.eval_shape(
+        jax.vmap(lambda s, b: step(s, b).totals, (None, 0), axis_name=parallelism.PMAP_AXIS),
+        shape, rows,
+    )  # fmt: skip
+    shape = shape.replace(
+        totals=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), totals)
+    )
+    own = layout.lay_out(config.rules, shape.params, mesh)
+    placed = layout.lay_out_like(shape, shape.params, own, mesh)
+    target = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shape, placed
+    )
+    compiled = parallelism.compile_step(step, mesh, mode, target, batch, {})
+
+    def fresh_with_totals():
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape.totals)
+        return fresh().replace(totals=zeros)
+
+    state = jax.jit(fresh_with_totals, out_shardings=placed)()
+    held = layout.bytes_on_a_device(state.opt_state)
+    shardings = {
+        "/".join(str(k.key) for k in path): list(x.sharding.spec)
+        for path, x in jax.tree_util.tree_leaves_with_path(state.params)
+    }
+    losses, moments = [], None
+    for _ in range(steps):
+        with jax.transfer_guard("disallow"):
+            state = compiled(state, batch)
+        losses.append(float(jax.device_get(state.totals["loss"][0])))
+        if moments is None:  # Adam's first moment is a tenth of the first gradient
+            moments = [
+                np.asarray(x).ravel().tolist() for x in jax.tree.leaves(state.opt_state[0].mu)
+            ]
+    return losses, moments, held, shardings
+
+
+if __name__ == "__main__":
+    model, dtype, steps, accumulate, *ways = sys.argv[1:]
+    if dtype == "float64":
+        jax.config.update("jax_enable_x64", True)
+    print(json.dumps({
+        way: train(MODELS[model], way, dtype, int(steps), int(accumulate)) for way in ways
+    }))  # fmt: skip

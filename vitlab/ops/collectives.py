@@ -1,0 +1,33 @@
+"""What a row of the batch needs of the other rows, wherever those are.
+
+A program compiled by `jit` sees the whole batch, whose rows XLA spreads over the devices. Under
+`pmap` it sees one device's rows, and reaches the others over the mapped axis, by its name. Here
+`axis_name` is that name, or None under `jit`: either way the result is that of the whole batch.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+def total(tree: Any, axis_name: str | None) -> Any:
+    """Sums over this program's rows to sums over the rows of the whole batch."""
+    return tree if axis_name is None else jax.lax.psum(tree, axis_name)
+
+
+def roll_rows(x: Array, axis_name: str | None = None) -> Array:
+    """x[rows, ...] with row i - 1 of the whole batch at place i, the last one at place 0."""
+    if axis_name is None:
+        return jnp.roll(x, 1, axis=0)
+    devices = jax.lax.axis_size(axis_name)
+    ring = [(device, (device + 1) % devices) for device in range(devices)]
+    before = jax.lax.ppermute(x[-1:], axis_name, ring)
+    return jnp.concatenate([before, x[:-1]])
+
+
+def row_indices(rows: int, axis_name: str | None = None) -> Array:
+    """i32[rows], the place of each of this program's rows in the whole batch."""
+    first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * rows
+    return first + jnp.arange(rows)

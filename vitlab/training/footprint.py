@@ -1,0 +1,137 @@
+"""How much memory a run takes on a device, known before its first step."""
+
+import copy
+import functools
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+
+from vitlab.errors import InputError
+from vitlab.training.layout import bytes_on_a_device
+from vitlab.training.parallelism import batch_shards
+from vitlab.training.setup import Setup
+from vitlab.training.step import TrainState
+
+
+def step_bytes(compiled: Any) -> int:
+    """Bytes on one device while a compiled step runs, by XLA's own plan; 0 where it gives none.
+
+    The state and the batch that come in, what the step makes, and its scratch space; the new state
+    takes the old one's place.
+    """
+    plan = compiled.memory_analysis()
+    if plan is None:
+        return 0
+    made = plan.output_size_in_bytes - plan.alias_size_in_bytes
+    return plan.argument_size_in_bytes + plan.temp_size_in_bytes + made
+
+
+def device_memory() -> int:
+    """Bytes that one device can hold, or 0 where nobody says.
+
+    The limit of the runtime's allocator; on a CPU its part of the memory.
+    """
+    device = jax.local_devices()[0]
+    if device.platform == "cpu":
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return memory // jax.local_device_count()
+    return (device.memory_stats() or {}).get("bytes_limit", 0)
+
+
+def compile_to_fit(setup: Setup, log: Callable[[str], None]) -> jax.stages.Compiled:
+    """The compiled step, and a line on what the run holds and needs on a device.
+
+    Raises:
+        InputError: a step needs more than there is; the message names settings under which it
+            would fit, each compiled to see.
+    """
+    limit = device_memory()
+    compiled, needed = _compile(setup)
+    if compiled is not None and (needed <= limit or not limit):
+        log(describe(setup.target, needed, limit))
+        return compiled
+    log("a step does not fit into the memory of a device; looking for settings that do")
+    found = [f"{name} ({size_text(size)})" for name, size in _smaller(setup, needed, limit)]
+    advice = f"it would fit with {'; or '.join(found)}" if found else "take a smaller model"
+    much = size_text(needed) if needed else "more"
+    raise InputError(
+        f"a step needs {much} on each device, which holds {size_text(limit)}; {advice}"
+    )
+
+
+def _compile(setup: Setup) -> tuple[jax.stages.Compiled | None, int]:
+    """A compiled step and its bytes; None where the compiler itself finds that it is too large."""
+    try:
+        compiled = setup.compile_step()
+    except jax.errors.JaxRuntimeError as e:
+        if "RESOURCE_EXHAUSTED" not in str(e):
+            raise
+        return None, 0
+    return compiled, step_bytes(compiled)
+
+
+def _smaller(setup: Setup, needed: int, limit: int) -> Iterator[tuple[str, int]]:
+    """Up to three settings under which a step fits, each with its bytes on a device."""
+    exp, resolved, shards = setup.experiment, setup.resolved, batch_shards(setup.mesh)
+    # A smaller part of the batch takes about that part of the memory, or a little more.
+    first = max((needed // limit).bit_length() if limit else 1, 1)
+    parts = [2**i for i in range(first, first + 4) if exp.batch_size % (2**i * shards) == 0]
+    tries: list[list[dict[str, Any]]] = []
+    if resolved["model"].get("remat") == "none":
+        tries.append([{"model.remat": "full"}])
+    if not jax.tree.leaves(setup.target.model_state):
+        tries.append([{"accumulate": exp.accumulate * part} for part in parts])
+    if exp.parallelism.mode == "jit" and setup.mesh.shape["data"] == setup.mesh.size > 1:
+        tries.append([{"parallelism.mesh": {"data": 1, "fsdp": setup.mesh.size, "tensor": 1}}])
+    tries.append([{"batch_size": exp.batch_size // part} for part in parts])
+    found = 0
+    for choices in tries:
+        for choice in choices:
+            try:
+                compiled, size = _compile(Setup(_replaced(resolved, choice)))
+            except InputError:  # it is no legal setting for this model
+                continue
+            if compiled is not None and size <= limit:
+                yield ", ".join(f"config.{key}={value}" for key, value in choice.items()), size
+                found += 1
+                break
+        if found == 3:
+            return
+
+
+def _replaced(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    config = copy.deepcopy(dict(config))
+    for key, value in values.items():
+        *sections, last = key.split(".")
+        functools.reduce(dict.__getitem__, sections, config)[last] = value
+    return config
+
+
+def describe(state: TrainState, step: int, limit: int) -> str:
+    """One line on what a device holds.
+
+    Args:
+        state: `jax.ShapeDtypeStruct`s with shardings.
+        step: see `step_bytes`.
+        limit: see `device_memory`.
+    """
+    parts: Mapping[str, Any] = {
+        "parameters": state.params,
+        "optimizer": state.opt_state,
+        "average": state.ema,
+    }
+    sizes = {name: bytes_on_a_device(tree) for name, tree in parts.items()}
+    held = ", ".join(f"{name} {size_text(size)}" for name, size in sizes.items() if size)
+    there = f" of {size_text(limit)}" if limit else ""
+    return f"on each device: {held}; a step needs {size_text(step)}{there}"
+
+
+def size_text(size: float) -> str:
+    """Bytes as `1.5 GiB`."""
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"
