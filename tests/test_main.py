@@ -79,6 +79,22 @@ def test_a_working_directory_holds_everything(unbroken):
     assert any(p.name.startswith("events") for p in (unbroken / "tensorboard").iterdir())
 
 
+def test_without_a_workdir_runs_go_to_runs(unbroken, tmp_path, monkeypatch, capsys):
+    """Relative paths all the way: the default working directory, resuming, init_from."""
+    monkeypatch.chdir(tmp_path)
+    config, file, _, _, *overrides = arguments(tmp_path)
+    flags = [config, file, *overrides]
+    assert main(flags) == 0
+    (workdir,) = pathlib.Path("runs").iterdir()
+    assert workdir.name.startswith("quickstart-")
+    assert result(workdir)["fingerprint"] == result(unbroken)["fingerprint"]
+    (workdir / "result.json").unlink()
+    assert main(flags) == 0
+    assert "going on from step 8" in capsys.readouterr().out
+    start_from = [f"--config.init_from={workdir}", "--workdir", "other"]
+    assert main([*flags, *start_from, "--config.total_steps=2"]) == 0
+
+
 def test_a_finished_run_says_so_and_another_config_is_refused(unbroken, capsys):
     before = result(unbroken)
     assert main(arguments(unbroken)) == 0

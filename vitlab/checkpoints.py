@@ -50,7 +50,7 @@ class Checkpoint:
 
 def list_checkpoints(directory: os.PathLike | str) -> list[Checkpoint]:
     """The finished checkpoints below `directory`, oldest first; interrupted ones do not count."""
-    directory = epath.Path(directory)
+    directory = _absolute(directory)
     if not directory.is_dir():
         return []
     found = [p for p in directory.iterdir() if p.name.isdigit() and (p / "manifest.json").exists()]
@@ -126,7 +126,7 @@ class Writer:
     """
 
     def __init__(self, directory: os.PathLike | str, keep: int, log: Callable[[str], None]):
-        self.directory = epath.Path(directory)
+        self.directory = _absolute(directory)
         self.keep = keep
         self.log = log
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -243,7 +243,7 @@ def latest_intact(
         raise InputError(
             f"every checkpoint in {directory} is damaged; delete that directory to start again"
         )
-    checkpoint = Checkpoint(epath.Path(directory) / f"{step:08d}", step)
+    checkpoint = Checkpoint(_absolute(directory) / f"{step:08d}", step)
     return _read(checkpoint, target), checkpoint.meta()
 
 
@@ -267,7 +267,7 @@ def locate(path: os.PathLike | str) -> Checkpoint:
     Raises:
         InputError: there is none at `path`.
     """
-    path = epath.Path(path)
+    path = _absolute(path)
     if (path / "manifest.json").exists() and path.name.isdigit():
         return Checkpoint(path, int(path.name))
     for directory in (path / "checkpoints", path):
@@ -276,6 +276,11 @@ def locate(path: os.PathLike | str) -> Checkpoint:
             return found[-1]
     what = "has no finished checkpoint in it" if path.exists() else "does not exist"
     raise InputError(f"{path} {what}; give a working directory or one of its checkpoints/STEP")
+
+
+def _absolute(path: os.PathLike | str) -> epath.Path:
+    """Orbax refuses any other."""
+    return epath.Path(path).expanduser().resolve()
 
 
 def _handler() -> ocp.PyTreeCheckpointHandler:
