@@ -216,6 +216,7 @@ def test_a_journal_that_cannot_be_read_is_one_line(unbroken, tmp_path, capsys):
     assert "metrics.jsonl" in errors
 
 
+@pytest.mark.slow
 def test_a_run_that_cannot_fit_is_told_what_would(tmp_path, capsys, monkeypatch):
     from vitlab.training import footprint
 
