@@ -5,6 +5,7 @@ No device is needed: parameters are shapes, the mesh is abstract. Prints the tab
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +16,9 @@ from vitlab.models.vit import VARIANTS, ViT
 from vitlab.training.layout import AXES, LAYOUT, bytes_on_a_device, lay_out, lay_out_like
 
 GB = 1e9
-TOKENS = 196  # of 224 x 224 pixels in patches of 16 or, for g, 256 in patches of 14
 PEAK, MFU = 989e12, 0.5  # of an H100 or H200: bfloat16, dense, FLOP/s; and what we aim at
 LINKS = {"NVLink": 450 * GB, "InfiniBand": 50 * GB}  # bytes/s out of one GPU: NVLink 4, 400 Gb/s
-SIZES = {"B/16": 196, "L/16": 196, "g/14": 256}
+SIZES = {"B/16": 196, "L/16": 196, "g/14": 256}  # tokens of 224 x 224 pixels
 
 
 @dataclasses.dataclass
@@ -68,21 +68,11 @@ class Plan:
 
 def main() -> None:
     """Prints the tables."""
-    print("| model | parameters | " + " | ".join(meshes()) + " |")
-    print("|---" * (2 + len(meshes())) + "|")
-    for variant in SIZES:
-        plans = [Plan(variant, mesh) for mesh in meshes().values()]
-        cells = [f"{plan.state_bytes / GB:.2f}" for plan in plans]
-        print(f"| ViT-{variant} | {plans[0].params:,} | " + " | ".join(cells) + " |")
-
+    print("GB of state on one device:\n")
+    table(lambda plan: plan.state_bytes)
     for images in (32, 256):
-        print(f"\n{images} images on each device:\n")
-        print("| model | " + " | ".join(meshes()) + " |")
-        print("|---" * (1 + len(meshes())) + "|")
-        for variant in SIZES:
-            plans = [Plan(variant, mesh) for mesh in meshes().values()]
-            cells = [f"{plan.sent(images) / GB:.2f}" for plan in plans]
-            print(f"| ViT-{variant} | " + " | ".join(cells) + " |")
+        print(f"\nGB sent, {images} images on each device:\n")
+        table(lambda plan, images=images: plan.sent(images))
 
     print("\n| model | compute, ms an image | layout | " + " | ".join(LINKS) + " |")
     print("|---" * (3 + len(LINKS)) + "|")
@@ -106,6 +96,16 @@ def main() -> None:
             f"| ViT-{variant} | {rate:,.0f} | {rate * 110e3 / 1e6:,.0f} | "
             f"{plan.state_bytes / GB:.1f} |"
         )
+
+
+def table(bytes_of: Callable[[Plan], float]) -> None:
+    """Prints one number for each model under each mesh, in gigabytes."""
+    print("| model | parameters | " + " | ".join(meshes()) + " |")
+    print("|---" * (2 + len(meshes())) + "|")
+    for variant in SIZES:
+        plans = [Plan(variant, mesh) for mesh in meshes().values()]
+        cells = [f"{bytes_of(plan) / GB:.2f}" for plan in plans]
+        print(f"| ViT-{variant} | {plans[0].params:,} | " + " | ".join(cells) + " |")
 
 
 def meshes() -> dict[str, dict[str, int]]:

@@ -116,12 +116,10 @@ class Block(nn.Module):
                 y = y * self.param(f"layer_scale{i}", init, y.shape[-1:]).astype(y.dtype)
             return y if drop_rate is None else drop_path(y, drop_rate, keys[i + 2])
 
-        y = self.make_norm(name="norm1")(x)
-        attended = branch(self.make_attention(name="attention")(y, rope=rope), 1)
-        x = x + attended
-        y = self.make_norm(name="norm2")(x)
-        transformed = branch(self.make_mlp(name="mlp")(y, keys[0]), 2)
-        x = x + transformed
+        y = self.make_attention(name="attention")(self.make_norm(name="norm1")(x), rope=rope)
+        x = x + (attended := branch(y, 1))
+        y = self.make_mlp(name="mlp")(self.make_norm(name="norm2")(x), keys[0])
+        x = x + (transformed := branch(y, 2))
         return x, {"/attention": attended, "/mlp": transformed, "": x}
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -47,18 +48,16 @@ def compile_to_fit(setup: Setup, log: Callable[[str], None]) -> jax.stages.Compi
         InputError: a step needs more than there is; the message names settings under which it
             would fit, each compiled to see.
     """
-    limit = device_memory()
+    limit = device_memory() or math.inf
     compiled, needed = _compile(setup)
-    if compiled is not None and (needed <= limit or not limit):
+    if compiled is not None and needed <= limit:
         log(describe(setup.target, needed, limit))
         return compiled
     log("a step does not fit into the memory of a device; looking for settings that do")
     found = [f"{name} ({size_text(size)})" for name, size in _smaller(setup, needed, limit)]
     advice = f"it would fit with {'; or '.join(found)}" if found else "take a smaller model"
-    much = size_text(needed) if needed else "more"
-    raise InputError(
-        f"a step needs {much} on each device, which holds {size_text(limit)}; {advice}"
-    )
+    much = f"{size_text(needed)} on each device, which holds {size_text(limit)}"
+    raise InputError(f"a step needs {much if needed else 'more than a device holds'}; {advice}")
 
 
 def _compile(setup: Setup) -> tuple[jax.stages.Compiled | None, int]:
@@ -72,11 +71,11 @@ def _compile(setup: Setup) -> tuple[jax.stages.Compiled | None, int]:
     return compiled, step_bytes(compiled)
 
 
-def _smaller(setup: Setup, needed: int, limit: int) -> Iterator[tuple[str, int]]:
+def _smaller(setup: Setup, needed: int, limit: float) -> Iterator[tuple[str, int]]:
     """Up to three settings under which a step fits, each with its bytes on a device."""
     exp, resolved, shards = setup.experiment, setup.resolved, batch_shards(setup.mesh)
     # A smaller part of the batch takes about that part of the memory, or a little more.
-    first = max((needed // limit).bit_length() if limit else 1, 1)
+    first = max(int(needed / limit).bit_length(), 1)
     parts = [2**i for i in range(first, first + 4) if exp.batch_size % (2**i * shards) == 0]
     tries: list[list[dict[str, Any]]] = []
     if resolved["model"].get("remat") == "none":
@@ -109,7 +108,7 @@ def _replaced(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str,
     return config
 
 
-def describe(state: TrainState, step: int, limit: int) -> str:
+def describe(state: TrainState, step: int, limit: float) -> str:
     """One line on what a device holds.
 
     Args:
@@ -124,7 +123,7 @@ def describe(state: TrainState, step: int, limit: int) -> str:
     }
     sizes = {name: bytes_on_a_device(tree) for name, tree in parts.items()}
     held = ", ".join(f"{name} {size_text(size)}" for name, size in sizes.items() if size)
-    there = f" of {size_text(limit)}" if limit else ""
+    there = f" of {size_text(limit)}" if limit < math.inf else ""
     return f"on each device: {held}; a step needs {size_text(step)}{there}"
 
 
