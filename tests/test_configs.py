@@ -22,6 +22,16 @@ from vitlab.training.setup import Setup
 ROOT = pathlib.Path(__file__).parents[1]
 TINY_VIT = {"model.width": 16, "model.depth": 1, "model.num_heads": 2, "model.mlp_dim": 16}
 IMAGENET = {"data.workers": 0, "data.split": "train"}
+TINY_BACKBONE = {key.replace("model", "model.backbone"): size for key, size in TINY_VIT.items()}
+TINY_MAE = {
+    **TINY_BACKBONE, "model.decoder_width": 16, "model.decoder_depth": 1, "model.decoder_heads": 2,
+    "evaluators.features.features.train_split": "train",
+}  # fmt: skip
+TINY_SIMCLR = {
+    **TINY_BACKBONE, "model.projector_width": 8, "model.projector_dim": 4,
+    "evaluators.features.features.train_split": "train",
+}  # fmt: skip
+TINY_DIGITS = {"data.split": "train[:20]", "evaluators.features.features.train_split": "train[:30]"}
 OVERRIDES = {
     "quickstart": TINY_VIT,
     "vit_fashion_mnist": TINY_VIT,
@@ -31,8 +41,38 @@ OVERRIDES = {
     "vit_b16_imagenet": {**TINY_VIT, **IMAGENET, "evaluators.minival.split": "train[:3]"},
     "deit3_b16_imagenet": {**TINY_VIT, **IMAGENET},
     "resnet50_imagenet": {**IMAGENET, "model.depths": "(1,1,1,1)", "model.widths": "(4,4,4,4)"},
+    "mae_b16_imagenet": {**TINY_MAE, **IMAGENET},
+    "mae_l16_imagenet": {**TINY_MAE, **IMAGENET},
+    "mae_finetune_b16_imagenet": {**TINY_VIT, **IMAGENET, "init_from": ""},
+    "simclr_vit_s16_imagenet": {**TINY_SIMCLR, **IMAGENET},
+    "simclr_r50_imagenet": {
+        **TINY_SIMCLR,
+        **IMAGENET,
+        "model.backbone": {
+            "name": "resnet",
+            "variant": "18",
+            "depths": (1, 1, 1, 1),
+            "widths": (4, 4, 4, 4),
+        },
+    },
+    "mae_cifar10": {**TINY_MAE, "data.workers": 0},
+    "simclr_cifar10": {**TINY_SIMCLR, "data.workers": 0},
+    "finetune_cifar10": {**TINY_VIT, "data.workers": 0},
+    "mae_fashion_mnist": TINY_MAE,
+    "simclr_fashion_mnist": {**TINY_SIMCLR, "evaluators.test.split": "test"},
+    "finetune_fashion_mnist": {**TINY_VIT, "data.split": "train"},
+    "mae_digits": {**TINY_MAE, **TINY_DIGITS},
+    "simclr_digits": {**TINY_SIMCLR, **TINY_DIGITS},
 }
-CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+# One of each kind among the quick tests, the others among the slow ones.
+QUICK = (
+    "deit3_b16_imagenet", "finetune_cifar10", "image_folder", "mae_b16_imagenet", "quickstart",
+    "simclr_r50_imagenet", "vit_fashion_mnist",
+)  # fmt: skip
+CONFIGS = [
+    pytest.param(path.stem, marks=[] if path.stem in QUICK else pytest.mark.slow)
+    for path in sorted((ROOT / "configs").glob("*.py"))
+]
 
 
 def picture(rng, size, mode="RGB", kind="JPEG"):
@@ -95,15 +135,12 @@ def data(tmp_path_factory):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_config_runs_and_resumes(name, data, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TFDS_DATA_DIR", str(data / "tfds")) if "imagenet" in name else None
-    arg = {
-        "vit_fashion_mnist": f":path={data / 'idx'}",
-        "vit_cifar10": f":path={data / 'folder'}",
-        "image_folder": f":path={data / 'folder'}",
-    }
-    spec = f"{ROOT / 'configs' / name}.py{arg.get(name, '')}"
+    folder = {"fashion_mnist": "idx", "cifar10": "folder", "image_folder": "folder"}
+    places = [f":path={data / place}" for part, place in folder.items() if part in name]
+    spec = f"{ROOT / 'configs' / name}.py{''.join(places)}"
     overrides = {
         **OVERRIDES[name], "batch_size": 4, "total_steps": 2, "schedule.warmup_steps": 1,
-        "checkpoint.every_steps": 1, "logging.every_steps": 1, "logging.tensorboard": False,
+        "checkpoint.every_steps": 1, "checkpoint.keep": 2, "logging.every_steps": 1, "logging.tensorboard": False,
     }  # fmt: skip
     workdir = tmp_path / "run"
     flags = [f"--config.{key}={value}" for key, value in overrides.items()]

@@ -1,4 +1,5 @@
 import colorsys
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +10,18 @@ from vitlab.errors import InputError
 from vitlab.ops.augment import (
     color_jitter,
     gaussian_noise,
+    random_blur,
     random_erasing,
+    random_greyscale,
+    random_solarize,
     sample_color_jitter,
 )
 from vitlab.ops.keys import example_keys
 
 BATCH = 24
+with np.load(pathlib.Path(__file__).parents[1] / "fixtures" / "views.npz") as file:
+    VIEWS = {name: file[name] for name in file.files if not name.startswith("crop/")}
+VIEW = (VIEWS["image"][:12, :14] / np.float32(255)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -219,3 +226,79 @@ def test_gaussian_noise_has_its_deviation_and_stays_in_range():
     assert len({image.tobytes() for image in noisy}) == 4
     noisy = np.asarray(gaussian_noise(images, keys, 2.0))
     assert (noisy.min(), noisy.max()) == (0, 1)
+
+
+@pytest.mark.parametrize("name", [name for name in VIEWS if name.startswith("blur/")])
+def test_random_blur_is_torchvisions(name):
+    kernel_size, sigma = name.split("/")[1:]
+    sigma = (float(sigma),) * 2
+    out = jax.jit(lambda x, k: random_blur(x, k, int(kernel_size), sigma, p=1.0))(
+        VIEW[None], keys(1)
+    )
+    np.testing.assert_allclose(out[0], VIEWS[name], rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("threshold", [0.2, 0.5])
+def test_random_solarize_is_torchvisions(threshold):
+    assert (VIEWS["image"][:12, :14] == 0.2 * 255).any()  # the threshold itself is inverted
+    out = random_solarize(VIEW[None], keys(1), 1.0, threshold)
+    np.testing.assert_array_equal(out[0], VIEWS[f"solarize/{threshold}"])
+
+
+def test_random_greyscale_is_torchvisions_and_leaves_one_channel():
+    out = random_greyscale(VIEW[None], keys(1), 1.0)
+    np.testing.assert_allclose(out[0], VIEWS["greyscale"], rtol=0, atol=2e-7)
+    np.testing.assert_array_equal(
+        random_greyscale(VIEW[None, ..., :1], keys(1), 1.0), VIEW[None, ..., :1]
+    )
+
+
+@pytest.mark.parametrize(
+    "op",
+    [
+        lambda x, k: random_greyscale(x, k, 0.3),
+        lambda x, k: random_blur(x, k, 3, (0.5, 1.0), p=0.3),
+        lambda x, k: random_solarize(x, k, 0.3),
+    ],
+    ids=["greyscale", "blur", "solarize"],
+)
+def test_an_op_takes_its_share_of_the_images_whatever_the_batch(op):
+    n, op = 2000, jax.jit(op)
+    images = np.random.default_rng(0).random((n, 4, 3, 3)).astype(np.float32)
+    out = np.asarray(op(images, keys(n)))
+    # The rest keep their bits.
+    assert (out != images).any(axis=(1, 2, 3)).mean() == pytest.approx(0.3, abs=0.035)
+    assert out.min() >= 0
+    assert out.max() <= 1
+    order = np.random.default_rng(1).permutation(n)
+    np.testing.assert_array_equal(op(images[order], keys(n)[order]), out[order])
+    np.testing.assert_allclose(op(images[5:8], keys(n)[5:8]), out[5:8], atol=1e-6)
+
+
+def test_random_blur_draws_its_deviation_uniformly():
+    n = 4000
+    images = jnp.zeros((n, 5, 5, 1)).at[:, 2, 2].set(1.0)
+    out = np.asarray(jax.jit(lambda x, k: random_blur(x, k, 3, (0.5, 2.0), 1.0))(images, keys(n)))
+    sigma = np.sqrt(-0.5 / np.log(out[:, 2, 1, 0] / out[:, 2, 2, 0]))
+    np.testing.assert_allclose(
+        np.quantile(sigma, np.arange(11) / 10), np.linspace(0.5, 2, 11), atol=0.03
+    )
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda x: random_greyscale(x, keys(1), -0.1), "p -0.1"),
+        (lambda x: random_greyscale(x[..., :2], keys(1), 0.5), "1 or 3"),
+        (lambda x: random_blur(x, keys(1), 2), "kernel_size 2 must be odd"),
+        (lambda x: random_blur(x, keys(1), 9), "kernel_size 9 must be below"),
+        (lambda x: random_blur(x, keys(1), 3, sigma=(0.0, 1.0)), "sigma"),
+        (lambda x: random_blur(x, keys(1), 3, sigma=(2.0, 1.0)), "sigma"),
+        (lambda x: random_blur(x, keys(1), 3, p=2.0), "p 2.0"),
+        (lambda x: random_solarize(x, keys(1), 1.1), "p 1.1"),
+        (lambda x: random_solarize(x, keys(1), 0.5, threshold=128), "threshold 128"),
+    ],
+)
+def test_the_ops_of_views_refuse_what_they_cannot_do(call, words):
+    with pytest.raises(InputError, match=words):
+        call(jnp.ones((1, 4, 5, 3)))

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vitlab.tasks.classification import Classification
+from vitlab.tasks.task import task_class
 from vitlab.training import layout, parallelism
 from vitlab.training.step import TrainState, make_train_step, normalizer
 
@@ -36,8 +36,14 @@ MODELS = {
                    stem="small"),
     "convnext": dict(name="convnext", widths=(8, 8, 8, 8), depths=(1, 1, 1, 1), patch_size=1,
                      drop_path=0.3),
+    "mae": dict(backbone=dict(name="vit", width=32, depth=2, num_heads=4, patch_size=2,
+                              drop_path=0.3),
+                decoder_width=16, decoder_depth=1, decoder_heads=2),
+    "simclr": dict(backbone=dict(name="vit", width=32, depth=1, num_heads=4, patch_size=4,
+                                 drop_path=0.3),
+                   projector_layers=2, projector_width=16, projector_dim=8),
 }  # fmt: skip
-AUGMENT = {"mixup": 0.5}
+AUGMENT = {"classification": {"mixup": 0.5}}
 BATCH, SIZE = 16, 8
 
 
@@ -57,7 +63,10 @@ def train(model, way, dtype, steps, accumulate=1):
     config = parallelism.ParallelismConfig(mode, sizes)
     mesh = parallelism.make_mesh(config, BATCH)
     axis = parallelism.PMAP_AXIS if mode == "pmap" else None
-    task = Classification.from_config(model, {}, AUGMENT, ("a", "b", "c"), dtype, axis)
+    name = model if model in ("mae", "simclr") else "classification"
+    task = task_class(name).from_config(
+        MODELS[model], {}, AUGMENT.get(name, {}), ("a", "b", "c"), dtype, axis
+    )
     optimizer = optax.adamw(1e-3)
     normalize = normalizer(np.full(3, 2 / 255, dtype), np.full(3, -1, dtype))
     step = make_train_step(task, optimizer, normalize, 0, accumulate, ema_decay=0.9, axis_name=axis)
@@ -65,8 +74,8 @@ def train(model, way, dtype, steps, accumulate=1):
     def fresh():
         variables = task.init(jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3), dtype))
         # A zero head would hide what the features do.
-        head = variables["params"]["head"]
-        head["kernel"] = jax.random.normal(jax.random.key(1), head["kernel"].shape)
+        if head := variables["params"].get("head"):
+            head["kernel"] = jax.random.normal(jax.random.key(1), head["kernel"].shape)
         variables = jax.tree.map(lambda x: x.astype(dtype), variables)
         params = variables["params"]
         return TrainState(
@@ -123,5 +132,5 @@ if __name__ == "__main__":
     if dtype == "float64":
         jax.config.update("jax_enable_x64", True)
     print(json.dumps({
-        way: train(MODELS[model], way, dtype, int(steps), int(accumulate)) for way in ways
+        way: train(model, way, dtype, int(steps), int(accumulate)) for way in ways
     }))  # fmt: skip

@@ -8,8 +8,8 @@ import pytest
 
 from vitlab.errors import InputError
 from vitlab.tasks.classification import Classification
-from vitlab.training.evaluator import Evaluator
-from vitlab.training.experiment import EvaluatorConfig
+from vitlab.training.evaluator import make_evaluator
+from vitlab.training.experiment import DataConfig, EvaluatorConfig, FeaturesConfig
 from vitlab.training.parallelism import ParallelismConfig, make_mesh
 
 CLASSES = tuple("0123456789")
@@ -25,8 +25,9 @@ def task():
 
 def make(task, batch_size, classes=CLASSES, **changes):
     config = dataclasses.replace(CONFIG, batch_size=batch_size, **changes)
-    mesh = make_mesh(ParallelismConfig({"data": 1}), 8)
-    return Evaluator("test", config, "digits", 8, classes, task, mesh, workers=0)
+    data = DataConfig("digits", CONFIG.preprocess)
+    mesh = make_mesh(ParallelismConfig(mesh={"data": 1}), 8)
+    return make_evaluator("test", config, data, 8, classes, task, mesh)
 
 
 def test_every_example_once_whatever_the_batch(task):
@@ -48,5 +49,66 @@ def test_it_can_be_interrupted(task):
 def test_other_classes_than_in_training_are_refused(task):
     with pytest.raises(InputError, match=r"config.evaluators.test: its classes \(0, 1, 2, 3, ..."):
         make(task, 8, classes=tuple("abc"))
-    with pytest.raises(InputError, match="kind is 'knn': this task offers classification"):
+    with pytest.raises(
+        InputError, match="kind is 'knn': this task offers classification, features"
+    ):
         make(task, 8, kind="knn")
+
+
+def test_features_are_those_of_the_stage_and_judged_on_the_split(task, tmp_path):
+    """The protocols get what the model gives, example by example, and pictures show neighbours."""
+    from vitlab.data.sources import open_source
+    from vitlab.evaluation import collapse, probes
+
+    variables = task.init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))
+    protocols = ("knn", "few_shot")
+    settings = FeaturesConfig(protocols, train_split="train[:90]", layer="block_0", k=5, shots=(2,))
+    evaluator = make(task, 32, kind="features", features=settings)
+    metrics, outputs = evaluator.run(variables, print)
+    assert set(metrics) == evaluator.metric_names(variables)
+
+    features, labels = {}, {}
+    for split in ("train[:90]", "test[:50]"):
+        source = open_source("digits", split)
+        images = [evaluator.preprocess(source[i], None)["image"] for i in range(len(source))]
+        images = np.stack(images) / np.float32(127.5) - 1
+        _, stages = task.model.apply(variables, images)
+        features[split] = np.asarray(stages["block_0"][:, 1:].mean(axis=1))  # not the class token
+        labels[split] = np.array([source[i]["label"] for i in range(len(source))], np.int32)
+    train, test = features
+    data = (features[train], labels[train], features[test])
+    predicted = probes.knn(*data, 10, k=5)
+    assert metrics["test/knn_accuracy"] == pytest.approx((predicted == labels[test]).mean())
+    expected = probes.few_shot(*data, labels[test], 10, (2,))
+    assert metrics["test/2_shot_accuracy"] == pytest.approx(expected[2], abs=0.021)
+    spread = collapse.feature_std(features[test])
+    assert metrics["test/feature_std"] == pytest.approx(spread, rel=1e-3)
+
+    evaluator.draw(outputs, tmp_path)
+    assert (tmp_path / "neighbours.png").stat().st_size > 1000
+    own = make(task, 32, kind="features", split="train[:90]", features=settings)
+    _, outputs = own.run(variables, print)  # an example's nearest neighbour is itself
+    np.testing.assert_array_equal(outputs["neighbours"][:, 0], outputs["id"])
+
+
+def test_collapsed_features_give_an_alarm(task):
+    variables = task.init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))
+    settings = FeaturesConfig(train_split="train[:30]")
+    evaluator = make(task, 32, kind="features", features=settings)
+    assert evaluator.alarms(evaluator.run(variables, print)[0]) == []
+    params = jax.tree.map(lambda x: x, variables["params"])
+    # the last norm sends everything to one point
+    params["norm"] = {"scale": np.zeros(8), "bias": np.ones(8)}
+    said = evaluator.alarms(evaluator.run({"params": params}, print)[0])
+    assert [line.partition(" is ")[0] for line in said] == [
+        "collapse: test/feature_std", "collapse: test/effective_rank"
+    ]  # fmt: skip
+
+
+def test_what_features_cannot_be_taken_is_one_line(task):
+    variables = task.init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))
+    evaluator = make(task, 32, kind="features", features=FeaturesConfig(layer="blok_0"))
+    with pytest.raises(InputError, match="no such stage; did you mean 'block_0'"):
+        evaluator.metric_names(variables)
+    with pytest.raises(InputError, match="features is for kind 'features' but kind is 'class"):
+        dataclasses.replace(CONFIG, features=FeaturesConfig())

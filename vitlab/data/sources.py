@@ -5,37 +5,36 @@
 | `digits` | scikit-learn's 1797 scanned digits; nothing to download |
 | `tfds:NAME[/CONFIG][:VERSION][?data_dir=PATH]` | a TFDS set prepared as ArrayRecord |
 | `folder:PATH` | PATH/SPLIT/CLASS/**/*.jpg, or PATH/CLASS/*.jpg as the one split `train` |
+| `images:PATH` | every image file below PATH, without labels, as the one split `train` |
 | `idx:PATH[?classes=a,b,c]` | the four files of the MNIST family, plain or gzipped |
 
 Every source understands the split grammar of TFDS (see `splits`).
 """
 
 import gzip
-import hashlib
 import math
 import os
 import zlib
-from collections.abc import Iterator
 from typing import Any, Protocol
 from urllib.parse import parse_qsl
 
 import numpy as np
 from etils import epath
 
+from vitlab.data.folders import FolderSource, ImagesSource
 from vitlab.data.splits import resolve, split_names
 from vitlab.errors import InputError
 
 # A TFDS split of fewer bytes is kept in memory as it is read.
 _KEPT_BYTES = 64 << 20
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-
 
 class Source(Protocol):
     """Random access to the examples of one split; can be pickled into worker processes.
 
     An example is a dict with "image" (the encoded bytes of a file, or uint8[height, width] or
-    uint8[height, width, channels]) and "label" (int, the index of its class name).
+    uint8[height, width, channels]) and "label" (int, the index of its class name; 0 where there are
+    no classes).
     """
 
     class_names: tuple[str, ...]
@@ -77,89 +76,16 @@ def open_source(spec: str, split: str) -> Source:
         return TfdsSource(place, split, options.get("data_dir"), spec)
     if scheme == "folder":
         return FolderSource(place, split)
+    if scheme == "images":
+        return ImagesSource(place, split)
     if scheme == "idx":
         return IdxSource(place, split, options.get("classes"))
-    known = "digits, tfds:NAME, folder:PATH, idx:PATH"
+    known = "digits, tfds:NAME, folder:PATH, images:PATH, idx:PATH"
     raise InputError(f"source {spec!r} is not known: the sources are {known}")
 
 
-_EXAMPLES = {"tfds": "mnist", "folder": "PATH", "idx": "PATH"}
-_OPTIONS = {"tfds": ("data_dir",), "folder": (), "idx": ("classes",)}
-
-
-class FolderSource:
-    """Image files in one folder per class; an example's image is the encoded bytes of its file.
-
-    Where every folder in PATH holds images itself, these are the classes and all of them together
-    are the split "train". Otherwise the folders in PATH are the splits and the folders in each of
-    them the classes; files may lie deeper. Labels are the places of the class names in sorted
-    order, and the class names are those of the split "train" where there is one, else those of all
-    splits together, so a label means the same in every split: a split may lack a class, but may not
-    have one more. Names that begin with "." or "__" are left out.
-
-    The order of the examples is that of a hash of their relative paths: fixed, independent of the
-    file system, and mixed, so that `train[:90%]` holds nine tenths of every class.
-    """
-
-    def __init__(self, path: str, split: str):
-        root = epath.Path(path).expanduser()
-        folders = _subfolders(root)
-        if not folders:
-            raise InputError(f"folder {root} holds no folder of images, one a class is expected")
-        if all(_holds_images(folder) for folder in folders.values()):
-            splits = {"train": folders}
-        else:
-            splits = {name: _subfolders(folder) for name, folder in folders.items()}
-        self._root = os.fspath(root)
-        wanted = dict.fromkeys(split_names(split))
-        for name in wanted:
-            if name not in splits:
-                kind = "has" if splits.keys() == folders.keys() else "holds classes, so has only"
-                raise InputError(
-                    f"folder {root} {kind} the split {', '.join(splits)}: {name!r} does not exist"
-                )
-        classes = splits.get("train") or {c: None for each in splits.values() for c in each}
-        self.class_names = tuple(sorted(classes))
-        files = {name: self._files(splits[name], folders, name) for name in wanted}
-        sizes = {name: len(found) for name, found in files.items()}
-        segments = resolve(split, sizes, f"folder:{root}")
-        examples = [x for name, start, stop in segments for x in files[name][start:stop]]
-        self._paths = [path for path, _ in examples]
-        self._labels = np.array([label for _, label in examples], np.int32)
-
-    def _files(self, classes, folders, split: str) -> list[tuple[str, int]]:
-        """The files of one split, as paths from the root, with labels, in order of the hash."""
-        keyed = []
-        for name, folder in classes.items():
-            if name not in self.class_names:
-                raise InputError(f"folder {folder}: the split train has no class {name!r}")
-            found = list(_image_files(folder))
-            if not found:
-                kinds = ", ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
-                raise InputError(f"class folder {folder} holds no image ({kinds}): remove it")
-            label = self.class_names.index(name)
-            place = os.path.relpath(folder, self._root)
-            for path in found:
-                relative = os.path.join(name, path).encode("utf-8", "surrogateescape")
-                key = hashlib.blake2b(relative, digest_size=16).digest()
-                keyed.append((key, os.path.join(place, path), label))
-        if not keyed:
-            raise InputError(f"split folder {folders[split]} holds no class folder with images")
-        return [(path, label) for _, path, label in sorted(keyed)]
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        try:
-            image = epath.Path(self.describe(index)).read_bytes()
-        except OSError as error:
-            reason = error.strerror or type(error).__name__
-            raise InputError(f"{self.describe(index)}: cannot be read ({reason})") from error
-        return {"image": image, "label": int(self._labels[index])}
-
-    def describe(self, index: int) -> str:
-        return os.path.join(self._root, self._paths[index])
+_EXAMPLES = {"tfds": "mnist", "folder": "PATH", "images": "PATH", "idx": "PATH"}
+_OPTIONS = {"tfds": ("data_dir",), "folder": (), "images": (), "idx": ("classes",)}
 
 
 class IdxSource:
@@ -320,41 +246,6 @@ def _tfds_builder(name: str, data_dir: str | None, spec: str):
             "for it)"
         )
     return builder
-
-
-def _entries(folder: epath.Path) -> list[epath.Path]:
-    """What lies in a folder, sorted, without hidden names."""
-    try:
-        found = sorted(folder.iterdir())
-    except FileNotFoundError:
-        raise InputError(f"folder {folder} does not exist") from None
-    except NotADirectoryError:
-        raise InputError(f"{folder} is a file: a folder of images is expected") from None
-    except OSError as error:
-        raise InputError(f"folder {folder} cannot be read ({error.strerror})") from error
-    return [path for path in found if not path.name.startswith((".", "__"))]
-
-
-def _subfolders(folder: epath.Path) -> dict[str, epath.Path]:
-    return {path.name: path for path in _entries(folder) if path.is_dir()}
-
-
-def _holds_images(folder: epath.Path) -> bool:
-    return any(path.suffix.lower() in IMAGE_SUFFIXES for path in _entries(folder))
-
-
-def _image_files(folder: epath.Path) -> Iterator[str]:
-    """Every image file below `folder`, as a path from there."""
-
-    def stop(error: OSError):
-        raise InputError(f"folder {error.filename} cannot be read ({error.strerror})") from error
-
-    top = os.fspath(folder)
-    for where, _, names in folder.walk(on_error=stop):
-        below = os.fspath(where)[len(top) :].lstrip("/")
-        for name in names:
-            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
-                yield os.path.join(below, name)
 
 
 def _read_idx(root: epath.Path, stem: str, dimensions: int) -> np.ndarray:

@@ -6,6 +6,7 @@ Text is never read as mathematics: class names may hold "$" and "_".
 """
 
 import io
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -20,12 +21,21 @@ from vitlab.errors import InputError
 from vitlab.evaluation.classification import calibration_bins, expected_calibration_error
 
 _TRAIN_COLOR = "#8A8A8A"
+_ALARM_COLOR = "#C00000"
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _INK = "#262626"
 _FAINT = "#D9D9D9"
 _DPI = 150
-# What each panel of `curves` shows, by the last part of a metric's name, the first that occurs.
-_PANELS = {"loss": ("loss", "nll"), "accuracy": ("accuracy",)}
+# What each panel of `curves` shows: lines, each by the last part of a metric's name, the first that
+# occurs.
+_PANELS = {
+    "loss": (("loss", "nll"),),
+    "accuracy": tuple(
+        (f"{kind}accuracy",) for kind in ("", "knn_", "linear_", "logistic_", "contrast_")
+    ),
+    "spread of the features (feature_std)": (("feature_std",),),
+    "effective rank of the features": (("effective_rank",),),
+}
 _MAX_LABELLED_CLASSES = 50
 _MAX_ANNOTATED_CLASSES = 20
 
@@ -35,7 +45,8 @@ def curves(records: Sequence[Mapping[str, float]], path: epath.PathLike) -> None
 
     Args:
       records: the rows of `metrics.jsonl`, such as `{"step": 100, "train/loss": 1.2}`; a row holds
-        what was measured at its step. An evaluator without a loss shows its nll.
+        what was measured at its step. An evaluator without a loss shows its nll, one of features
+        its accuracies. A step with an `"alarm"` is marked.
       path: of the PNG.
 
     Raises:
@@ -61,6 +72,8 @@ def curves(records: Sequence[Mapping[str, float]], path: epath.PathLike) -> None
     ):
         _style(axes, title=title, xlabel="step")
         axes.grid(axis="y", color=_FAINT, linewidth=0.6)
+        for step in {record["step"] for record in records if "alarm" in record}:
+            axes.axvline(step, color=_ALARM_COLOR, linewidth=1, linestyle=(0, (2, 2)))
         for source in (source for source in sources if source in series):
             _curve(axes, *series[source], colors[source], source)
         legend = axes.legend(frameon=False, fontsize=9, labelcolor=_INK)
@@ -197,6 +210,47 @@ def image_grid(images: np.ndarray, titles: Sequence[str], path: epath.PathLike) 
     _write(figure, path)
 
 
+def contact_sheet(images: np.ndarray, titles: Sequence[str], path: epath.PathLike) -> None:
+    """A table of images: a row for each example, a titled column for each form of it.
+
+    Args:
+      images: uint8[rows, columns, height, width, 1 or 3]; small ones are enlarged.
+      titles: of the columns.
+      path: of the PNG.
+
+    Raises:
+      InputError: the images are of another shape or type, or the titles are not as many.
+    """
+    images = np.asarray(images)
+    if images.ndim != 5 or images.shape[-1] not in (1, 3) or images.dtype != np.uint8:
+        raise InputError(
+            f"contact_sheet: images {images.dtype}{list(images.shape)} must be "
+            "uint8[rows, columns, height, width, 1 or 3]"
+        )
+    rows, columns, height, width, channels = images.shape
+    if columns != len(titles):
+        raise InputError(f"contact_sheet: {columns} columns have {len(titles)} titles")
+    # One picture of all: a subplot for each would take a second to draw.
+    gap = max(1, width // 24)
+    tiles = np.pad(images, [(0, 0), (0, 0), (0, gap), (0, gap), (0, 0)], constant_values=255)
+    sheet = tiles.transpose(0, 2, 1, 3, 4).reshape(rows * (height + gap), -1, channels)
+    cell = 1.3
+    size = (columns * cell, rows * cell * height / width + 0.3)
+    figure = Figure(figsize=size)
+    axes = figure.add_axes((0, 0, 1, 1 - 0.3 / size[1]))
+    axes.set_axis_off()
+    small = max(height, width) < cell * _DPI
+    axes.imshow(
+        sheet.repeat(3 // channels, axis=-1),
+        interpolation="nearest" if small else "antialiased",
+        aspect="auto",
+    )
+    for column, title in enumerate(titles):
+        x = column * (width + gap) + width / 2
+        axes.text(x, -gap, title, ha="center", va="bottom", fontsize=8, color=_INK)
+    _write(figure, path)
+
+
 def reliability_diagram(confidence: np.ndarray, correct: np.ndarray, path: epath.PathLike) -> None:
     """Accuracy against confidence in 15 bins, and how many examples each bin holds.
 
@@ -255,19 +309,20 @@ def reliability_diagram(confidence: np.ndarray, correct: np.ndarray, path: epath
     _write(figure, path)
 
 
-def _series(records, names) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Steps and values of each source ("train", "test") that has one of the names of a metric."""
+def _series(records, lines) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Steps and values of each source ("train", "test") that has a metric of one of the lines."""
     series = {}
-    for source in dict.fromkeys(key.rpartition("/")[0] for record in records for key in record):
+    sources = dict.fromkeys(key.rpartition("/")[0] for record in records for key in record)
+    for source, names in itertools.product(filter(None, sources), lines):
         for name in names:
             points = [
                 (record["step"], record[f"{source}/{name}"])
                 for record in records
                 if record.get(f"{source}/{name}") is not None
             ]
-            if points and source:
-                steps, values = np.array(sorted(points), np.float64).T
-                series[source] = (steps, values)
+            if points:
+                kind = name.removesuffix("accuracy").rstrip("_") if "_accuracy" in name else ""
+                series[f"{source} {kind}".strip()] = np.array(sorted(points), np.float64).T
                 break
     return series
 

@@ -22,32 +22,64 @@ MODELS = {
 _FRAMEWORK = ("parent", "name", "dtype", "axis_name")
 
 
-def build_model(section: Mapping[str, Any], **given: Any) -> nn.Module:
+def build_model(section: Mapping[str, Any], where: str = "config.model", **given: Any) -> nn.Module:
     """The module that `config.model` describes: its other keys are the module's fields.
 
     Args:
         section: `name` and any of the module's fields.
+        where: the section's name, for errors.
         **given: fields that the framework sets, where the module has them.
 
     Raises:
         InputError: an unknown model, an unknown field, or a value of the wrong type.
     """
-    fields = dict(section)
-    name = fields.pop("name", None)
+    name = section.get("name")
     if name not in MODELS:
-        raise InputError(f"config.model.name: no model {name!r}{nearest(str(name), MODELS)}")
+        raise InputError(f"{where}.name: no model {name!r}{nearest(str(name), MODELS)}")
     module, _, attribute = MODELS[name].partition(":")
     cls = getattr(importlib.import_module(module), attribute)
+    return build_module(cls, {k: v for k, v in section.items() if k != "name"}, where, **given)
+
+
+def build_with_backbone(cls: type[nn.Module], section: Mapping[str, Any], **given: Any):
+    """A module around a backbone, of a `config.model` with `backbone` and the module's own fields.
+
+    Arguments and errors as in `build_model`.
+    """
+    fields = dict(section)
+    backbone = fields.pop("backbone", None)
+    if not isinstance(backbone, Mapping):
+        raise InputError(
+            "config.model.backbone is missing, such as dict(name='vit', variant='B/16')"
+        )
+    backbone = build_model(backbone, "config.model.backbone", **given)
+    return build_module(cls, fields, "config.model", backbone=backbone, **given)
+
+
+def build_module(
+    cls: type[nn.Module], fields: Mapping[str, Any], where: str, **given: Any
+) -> nn.Module:
+    """A module of a class from fields that a config names; see `build_model`."""
     hints = typing.get_type_hints(cls)
-    legal = [f.name for f in dataclasses.fields(cls) if f.init and f.name not in _FRAMEWORK]
+    legal = [field for field in _fields(cls) if field not in given]
+    values = {}
     for key, value in fields.items():
         if key not in legal:
-            raise InputError(f"config.model.{key} does not exist{nearest(key, legal)}")
-        fields[key] = coerce(value, hints[key], f"config.model.{key}")
-    return cls(**fields, **{field: value for field, value in given.items() if field in hints})
+            raise InputError(f"{where}.{key} does not exist{nearest(key, legal)}")
+        values[key] = coerce(value, hints[key], f"{where}.{key}")
+    return cls(**values, **{field: value for field, value in given.items() if field in hints})
 
 
-def model_settings(name: str, model: nn.Module) -> dict[str, Any]:
-    """The inverse of `build_model`, with every default written out."""
-    fields = [f.name for f in dataclasses.fields(model) if f.init and f.name not in _FRAMEWORK]
-    return {"name": name, **{field: getattr(model, field) for field in fields}}
+def model_settings(model: nn.Module) -> dict[str, Any]:
+    """The inverse of `build_model` and `build_with_backbone`, with every default written out."""
+    names = {path: name for name, path in MODELS.items()}
+    name = names.get(f"{type(model).__module__}:{type(model).__name__}")
+    settings = {"name": name} if name else {}
+    for field in _fields(type(model)):
+        value = getattr(model, field)
+        settings[field] = model_settings(value) if isinstance(value, nn.Module) else value
+    return settings
+
+
+def _fields(cls: type[nn.Module]) -> list[str]:
+    return [f.name for f in dataclasses.fields(cls) if f.init and f.name not in _FRAMEWORK]

@@ -287,17 +287,21 @@ class ViT(nn.Module):
         qkv = {"qkv_bias": self.qkv_bias, "qkv_init": XAVIER_QKV if mae else XAVIER}
         block_attend = partial(attend, qk_norm=norm if self.qk_norm else None, **qkv)
         block_mlp = partial(mlp, dropout=self.dropout)
-        block = Block
-        if self.remat != "none":
-            policy = getattr(jax.checkpoint_policies, self.remat, None)
-            block = nn.remat(Block, policy=policy, prevent_cse=not self.scan)
-        block = partial(block, block_attend, block_mlp, norm, self.layer_scale, self.dropout)
+        kind = self.block_class()
+        block = partial(kind, block_attend, block_mlp, norm, self.layer_scale, self.dropout)
         self.encoder = Encoder(self.depth, block, self.drop_path, self.scan)
         self.norm_pre, self.norm, self.fc_norm = norm(), norm(), norm()
         self.map_head = MAPHead(attend, mlp, norm)
         self.pre_logits = nn.Dense(width if self.rep_size is True else self.rep_size, dtype=dtype)
         kernel, bias = normal(self.head_init_std), nn.initializers.constant(self.head_init_bias)
         self.head = nn.Dense(self.num_classes or 0, dtype=dtype, kernel_init=kernel, bias_init=bias)
+
+    @nn.nowrap
+    def block_class(self):  # `Block`, or one whose backward pass computes again what `remat` says
+        if self.remat == "none":
+            return Block
+        policy = getattr(jax.checkpoint_policies, self.remat, None)
+        return nn.remat(Block, policy=policy, prevent_cse=not self.scan)
 
     def row_keys(self, x):  # key[batch], new ones at each call, for draws on x f[batch, ...]
         return row_keys(self.make_rng("dropout"), len(x), self.axis_name)

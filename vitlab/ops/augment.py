@@ -149,6 +149,109 @@ def apply_color_jitter(images: Array, drawn: ColorJitter, with_hue: bool = True)
     return jnp.where(drawn.applied[:, None, None, None], x, images)
 
 
+def random_greyscale(images: Array, keys: Array, p: float) -> Array:
+    """torchvision's `RandomGrayscale`: with probability p all channels become the luma.
+
+    Args:
+      images: f32[batch, height, width, 1 or 3] in [0, 1]; one channel stays as it is.
+      keys: key[batch].
+      p: the probability.
+
+    Returns:
+      f32[batch, height, width, channels] in [0, 1].
+
+    Raises:
+      InputError: p is out of range, or the images have not 1 or 3 channels.
+    """
+    _check_probability("random_greyscale: p", p)
+    if images.ndim != 4 or images.shape[-1] not in (1, 3):
+        raise InputError(
+            f"random_greyscale: images {images.shape} must be [batch, height, width, 1 or 3]"
+        )
+    if images.shape[-1] == 1:
+        return images
+    # A product and not `_greyscale`: XLA on CPU stores its result, where it would compute again for
+    # each channel whatever made the image (SimCLR's whole augmentation took three times as long).
+    luma = jnp.array(_LUMA, images.dtype)[:, None]
+    grey = jnp.matmul(images, luma, precision="highest")
+    return jnp.where(_chosen(keys, p), grey, images)
+
+
+def random_blur(
+    images: Array,
+    keys: Array,
+    kernel_size: int,
+    sigma: tuple[float, float] = (0.1, 2.0),
+    p: float = 0.5,
+) -> Array:
+    """torchvision's `GaussianBlur`, with probability p and a width drawn for each example.
+
+    Args:
+      images: f32[batch, height, width, channels] in [0, 1].
+      keys: key[batch].
+      kernel_size: pixels on each side of the square kernel, odd. SimCLR (2002.05709) takes a tenth
+        of the image's side.
+      sigma: the range of the kernel's standard deviation in pixels, uniform.
+      p: the probability.
+
+    Returns:
+      f32[batch, height, width, channels] in [0, 1]. Beyond its edges an image is mirrored.
+
+    Raises:
+      InputError: kernel_size, sigma or p is not one of the above, or the kernel reaches further
+        than the mirrored image.
+    """
+    _check_probability("random_blur: p", p)
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise InputError(f"random_blur: kernel_size {kernel_size} must be odd and positive")
+    if not 0 < sigma[0] <= sigma[1]:
+        raise InputError(f"random_blur: sigma {sigma} must be (low, high) with 0 < low <= high")
+    height, width = images.shape[1:3]
+    radius = kernel_size // 2
+    if radius >= min(height, width):
+        raise InputError(
+            f"random_blur: kernel_size {kernel_size} must be below twice the images' "
+            f"{height} x {width}"
+        )
+
+    def sample(key):
+        uniform = jax.random.uniform(key, (2,), jnp.float32)
+        return uniform[0] < p, sigma[0] + (sigma[1] - sigma[0]) * uniform[1]
+
+    applied, sigmas = (x[:, None, None, None] for x in jax.vmap(sample)(keys))
+    offsets = jnp.arange(-radius, radius + 1, dtype=jnp.float32).reshape(-1, 1, 1, 1, 1)
+    weights = jnp.exp(-0.5 * (offsets / sigmas) ** 2)
+    weights = weights / weights.sum(axis=0)
+    margin = (radius, radius)
+    x = jnp.pad(images, ((0, 0), margin, margin, (0, 0)), mode="reflect")
+    # Sums of shifted images fuse into one loop a pass; a kernel for each example would make a
+    # convolution of batch x channels groups.
+    x = sum(weights[i] * x[:, i : i + height] for i in range(kernel_size))
+    x = sum(weights[i] * x[:, :, i : i + width] for i in range(kernel_size))
+    # The weights sum to 1 only up to rounding.
+    return jnp.where(applied, jnp.clip(x, 0, 1), images)
+
+
+def random_solarize(images: Array, keys: Array, p: float, threshold: float = 0.5) -> Array:
+    """torchvision's `RandomSolarize`: with probability p, values x >= threshold become 1 - x.
+
+    Args:
+      images: f32[batch, height, width, channels] in [0, 1].
+      keys: key[batch].
+      p: the probability.
+      threshold: in [0, 1]; 0 inverts the image.
+
+    Returns:
+      f32[batch, height, width, channels] in [0, 1].
+
+    Raises:
+      InputError: p or the threshold is out of range.
+    """
+    _check_probability("random_solarize: p", p)
+    _check_probability("random_solarize: threshold", threshold)
+    return jnp.where(_chosen(keys, p) & (images >= threshold), 1 - images, images)
+
+
 def gaussian_noise(images: Array, keys: Array, std: float) -> Array:
     """Adds normal noise, drawn for each pixel and channel, and clips to [0, 1].
 
@@ -236,6 +339,11 @@ def _erased_pixels(key, shape, probability, area, ratio) -> Array:
     inside_columns = (columns >= left) & (columns < left + w)
     erase = fits.any() & (drawn < probability)
     return erase & inside_rows[:, None] & inside_columns[None, :]
+
+
+def _chosen(keys: Array, p: float) -> Array:
+    """bool[batch, 1, 1, 1], each true with probability p."""
+    return jax.vmap(lambda key: jax.random.bernoulli(key, p))(keys)[:, None, None, None]
 
 
 def _greyscale(images: Array) -> Array:

@@ -17,6 +17,11 @@ def total(tree: Any, axis_name: str | None) -> Any:
     return tree if axis_name is None else jax.lax.psum(tree, axis_name)
 
 
+def gather(x: Array, axis_name: str | None) -> Array:
+    """x[rows, ...] with the rows of the whole batch, on every device."""
+    return x if axis_name is None else jax.lax.all_gather(x, axis_name, tiled=True)
+
+
 def roll_rows(x: Array, axis_name: str | None = None) -> Array:
     """x[rows, ...] with row i - 1 of the whole batch at place i, the last one at place 0."""
     if axis_name is None:
@@ -25,6 +30,11 @@ def roll_rows(x: Array, axis_name: str | None = None) -> Array:
     ring = [(device, (device + 1) % devices) for device in range(devices)]
     before = jax.lax.ppermute(x[-1:], axis_name, ring)
     return jnp.concatenate([before, x[:-1]])
+
+
+def whole_batch(rows: int, axis_name: str | None = None) -> int:
+    """The number of rows of the whole batch, of which this program sees `rows`."""
+    return rows if axis_name is None else rows * jax.lax.axis_size(axis_name)
 
 
 def row_indices(rows: int, axis_name: str | None = None) -> Array:

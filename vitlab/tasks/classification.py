@@ -87,7 +87,6 @@ class AugmentConfig:
 class Classification:
     """See `vitlab.tasks.task.Task` for what each function promises."""
 
-    model_name: str
     model: nn.Module
     loss_config: LossConfig
     augment_config: AugmentConfig
@@ -112,6 +111,8 @@ class Classification:
             InputError: a wrong key or value, or a head with fewer classes than the data.
         """
         num_classes = model.get("num_classes") or len(classes)
+        if not classes:
+            raise InputError("config.data.source has no labels: classification needs some")
         settings = {**model, "num_classes": num_classes}
         module = build_model(settings, dtype=dtype, axis_name=axis_name)
         if module.num_classes < len(classes):
@@ -121,7 +122,6 @@ class Classification:
             )
         extra = tuple(f"unused {i}" for i in range(len(classes), module.num_classes))
         return cls(
-            model_name=model["name"],
             model=module,
             loss_config=config_lib.section(loss, LossConfig, "config.loss"),
             augment_config=config_lib.section(augment, AugmentConfig, "config.augment"),
@@ -132,7 +132,7 @@ class Classification:
     def settings(self) -> dict[str, Any]:
         """The sections that this task read, resolved."""
         return {
-            "model": config_lib.as_dict(model_settings(self.model_name, self.model)),
+            "model": config_lib.as_dict(model_settings(self.model)),
             "loss": config_lib.as_dict(self.loss_config),
             "augment": config_lib.as_dict(self.augment_config),
         }
@@ -194,12 +194,16 @@ class Classification:
         right = ((logits.argmax(-1) == batch["label"]) * weight).sum()
         return {self.loss_config.name: (total, count, 1.0)}, {"accuracy": (right, count)}, new_state
 
-    def evaluate(self, variables: Arrays, batch: Arrays) -> Arrays:
+    def features(self, variables: Arrays, images: jax.Array) -> Arrays:
+        """The model's stages."""
+        return self.model.apply(variables, images)[1]
+
+    def evaluate(self, variables: Arrays, batch: Arrays, normalize: Callable) -> Arrays:
         """Of each row: label i32, nll f32, top_k i32[5 or fewer] best first, confidence f32.
 
         nll and confidence are those of the softmax, whatever the loss.
         """
-        logits, _ = self.model.apply(variables, batch["image"], train=False)
+        logits, _ = self.model.apply(variables, normalize(batch["image"]))
         log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
         best, top_k = jax.lax.top_k(log_probs, min(5, len(self.classes)))
         nll = -jnp.take_along_axis(log_probs, batch["label"][:, None], axis=1)[:, 0]
@@ -209,6 +213,11 @@ class Classification:
             "top_k": top_k,
             "confidence": jnp.exp(best[:, 0]),
         }
+
+    def show(self, variables: Arrays, batch: Arrays, normalize: Callable) -> Arrays:
+        """Nothing: the outputs of the whole split say what to draw."""
+        del variables, batch, normalize
+        return {}
 
     def metrics(self, outputs: Mapping[str, np.ndarray]) -> dict[str, float]:
         """See `vitlab.evaluation.classification.classification_metrics`."""
@@ -223,10 +232,13 @@ class Classification:
     def pictures(
         self,
         outputs: Mapping[str, np.ndarray],
+        shown: Mapping[str, np.ndarray],
         image_of: Callable[[int], np.ndarray],
+        to_pixels: Callable[[np.ndarray], np.ndarray],
         directory: pathlib.Path,
     ) -> None:
         """Confusion matrix, reliability diagram, and the mistakes that cost most."""
+        del shown, to_pixels
         label, predicted = outputs["label"], outputs["top_k"][:, 0]
         matrix = metrics_lib.confusion_matrix(label, predicted, len(self.classes))
         pictures.confusion_matrix(matrix, self.classes, directory / "confusion.png")

@@ -22,7 +22,9 @@ class Task(Protocol):
     f32[] over the true rows of the batch that the function sees; the step adds up the devices'.
     """
 
-    evaluators: ClassVar[tuple[str, ...]]  # legal values of `config.evaluators.NAME.kind`
+    # Legal values of `config.evaluators.NAME.kind`, besides "features".
+    evaluators: ClassVar[tuple[str, ...]]
+    classes: tuple[str, ...]  # what the head tells apart, or none
 
     @classmethod
     def from_config(
@@ -57,8 +59,14 @@ class Task(Protocol):
     def loss(self, params: Any, model_state: Any, batch: Arrays, key: jax.Array):
         """`({term: (sum, count, weight)}, {metric: (sum, count)}, new model state)`."""
 
-    def evaluate(self, variables: Arrays, batch: Arrays) -> Arrays:
-        """Outputs for each row of a batch of normalized images: a dict of arrays `[batch, ...]`."""
+    def features(self, variables: Arrays, images: jax.Array) -> Arrays:
+        """The backbone's stages, such as `pre_logits`, for normalized images, not in training."""
+
+    def evaluate(self, variables: Arrays, batch: Arrays, normalize: Callable) -> Arrays:
+        """Outputs for each row of a batch: a dict of arrays `[batch, ...]`."""
+
+    def show(self, variables: Arrays, batch: Arrays, normalize: Callable) -> Arrays:
+        """What `pictures` needs of a few rows besides: a dict of arrays `[batch, ...]`, or none."""
 
     def metrics(self, outputs: Mapping[str, np.ndarray]) -> dict[str, float]:
         """Metrics of a whole split, from the outputs of each of its examples exactly once."""
@@ -66,14 +74,18 @@ class Task(Protocol):
     def pictures(
         self,
         outputs: Mapping[str, np.ndarray],
+        shown: Mapping[str, np.ndarray],
         image_of: Callable[[int], np.ndarray],
+        to_pixels: Callable[[np.ndarray], np.ndarray],
         directory: pathlib.Path,
     ) -> None:
-        """Draws what a person wants to see of an evaluation.
+        """Draws what a person wants to see of an evaluation, after each.
 
         Args:
             outputs: of the whole split, as for `metrics`, with the examples' `id`.
+            shown: what `show` gave, with the `id` of those examples.
             image_of: the id of an example to its pixels uint8[height, width, channels].
+            to_pixels: normalized images to uint8, the inverse of `normalize`.
             directory: where to write PNG files.
         """
 
@@ -85,7 +97,11 @@ class Task(Protocol):
         """The highest layer that `layer_of` gives."""
 
 
-TASKS = {"classification": "vitlab.tasks.classification:Classification"}
+TASKS = {
+    "classification": "vitlab.tasks.classification:Classification",
+    "mae": "vitlab.tasks.mae:MaskedAutoencoding",
+    "simclr": "vitlab.tasks.simclr:Contrastive",
+}
 
 
 def task_class(name: str) -> type[Task]:

@@ -4,6 +4,8 @@ import dataclasses
 import importlib.util
 from typing import Any, Literal
 
+import jax
+
 from vitlab.config import Duration, section
 from vitlab.errors import InputError
 from vitlab.training.optimizer import OptimizerConfig
@@ -19,6 +21,8 @@ NOT_IN_HASH = (
     "data.workers",
     "model.remat",
     "model.scan",
+    "model.backbone.remat",
+    "model.backbone.scan",
 )
 
 
@@ -47,6 +51,44 @@ class DataConfig:
     workers: int = 0
 
 
+Protocol = Literal["knn", "linear", "logistic", "few_shot"]
+
+
+@dataclasses.dataclass(frozen=True)
+class FeaturesConfig:
+    """`config.evaluators.NAME.features`: how frozen features are judged, of any task's backbone.
+
+    Attributes:
+        protocols: of `vitlab.evaluation.probes`: `knn`; `linear`, many learning rates at once;
+            `logistic`, L-BFGS; `few_shot`. Spread and rank of the features are always measured.
+        train_split: what the protocols learn from; `split` is what they are judged on.
+        train_source: of `train_split`; empty means that of `split`.
+        layer: the stage that gives the features; of tokens the mean over the patches is taken.
+        k, temperature: of knn.
+        shots: examples a class, of few_shot.
+        alarm_std, alarm_rank: `feature_std` or `effective_rank` below them is an alarm: the
+            backbone gives all images the same features. 0 turns it off.
+    """
+
+    protocols: tuple[Protocol, ...] = ("knn",)
+    train_split: str = "train"
+    train_source: str = ""
+    layer: str = "pre_logits"
+    k: int = 20
+    temperature: float = 0.07
+    shots: tuple[int, ...] = (1, 5, 10, 25)
+    alarm_std: float = 0.05
+    alarm_rank: float = 2.0
+
+    def __post_init__(self):
+        if self.k < 1 or self.temperature <= 0:
+            raise InputError(
+                f"k is {self.k} and temperature {self.temperature}: they must be positive"
+            )
+        if not self.shots or min(self.shots) < 1:
+            raise InputError(f"shots is {list(self.shots)} but must hold positive numbers")
+
+
 @dataclasses.dataclass(frozen=True)
 class EvaluatorConfig:
     """`config.evaluators.NAME`: its metrics are named `NAME/METRIC`.
@@ -55,7 +97,9 @@ class EvaluatorConfig:
         preprocess: as for the training data.
         split: of `source`.
         source: empty means the training data's.
-        kind: what is computed; a task offers its own name.
+        kind: what is computed: the task's own (`classification`; `reconstruction` of mae;
+            `contrast` of simclr), or `features`.
+        features: of the kind `features`.
         every: interval; every evaluator also runs at the end.
         params: `model`, `ema` (needs `ema_decay`), or `auto`: the average where there is one.
         batch_size: global; 0 means the training batch's.
@@ -66,6 +110,7 @@ class EvaluatorConfig:
     split: str
     source: str = ""
     kind: str = "classification"
+    features: FeaturesConfig | None = None
     every: Duration = Duration(1, "epochs")
     params: Literal["auto", "model", "ema"] = "auto"
     batch_size: int = 0
@@ -73,6 +118,10 @@ class EvaluatorConfig:
 
     def __post_init__(self):
         _check_interval(self.every)
+        if self.kind == "features" and self.features is None:
+            object.__setattr__(self, "features", FeaturesConfig())
+        if self.kind != "features" and self.features is not None:
+            raise InputError(f"features is for kind 'features' but kind is {self.kind!r}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,6 +236,12 @@ class Experiment:
         for name, evaluator in self.evaluators.items():
             if evaluator.params == "ema" and self.ema_decay is None:
                 raise InputError(f"evaluators.{name}.params is 'ema' but ema_decay is not set")
+
+    def dtype(self) -> str:
+        """Of computation, on the devices that there are."""
+        if self.precision != "auto":
+            return self.precision
+        return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "Experiment":

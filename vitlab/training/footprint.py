@@ -78,8 +78,10 @@ def _smaller(setup: Setup, needed: int, limit: float) -> Iterator[tuple[str, int
     first = max(int(needed / limit).bit_length(), 1)
     parts = [2**i for i in range(first, first + 4) if exp.batch_size % (2**i * shards) == 0]
     tries: list[list[dict[str, Any]]] = []
-    if resolved["model"].get("remat") == "none":
-        tries.append([{"model.remat": "full"}])
+    model = resolved["model"]
+    for where, part in (("model", model), ("model.backbone", model.get("backbone", {}))):
+        if part.get("remat") == "none":
+            tries.append([{f"{where}.remat": "full"}])
     if not jax.tree.leaves(setup.target.model_state):
         tries.append([{"accumulate": exp.accumulate * part} for part in parts])
     if exp.parallelism.mode == "jit" and setup.mesh.shape["data"] == setup.mesh.size > 1:

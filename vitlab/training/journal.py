@@ -50,6 +50,12 @@ class Journal:
         if self._wandb:
             self._wandb.log(dict(values), step=step)
 
+    def alarm(self, step: int, text: str) -> None:
+        """Appends a record of an alarm."""
+        self._file.write(json.dumps({"step": step, "alarm": text}) + "\n")
+        if self._events:
+            self._events.add_text("alarm", text, step)
+
     def close(self) -> None:
         """Flushes everything to disk."""
         self._file.close()

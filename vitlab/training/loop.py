@@ -13,14 +13,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import numpy as np
 from rich.console import Console
 
 from vitlab import checkpoints, distributed
 from vitlab.data.pipeline import train_batches
 from vitlab.errors import DivergedError
 from vitlab.training import footprint, parallelism, report
-from vitlab.training.evaluator import Evaluator
+from vitlab.training.evaluator import Evaluator, FeatureEvaluator
 from vitlab.training.journal import Journal
 from vitlab.training.memory import Best, Memory
 from vitlab.training.progress import Progress, clock, metrics_table
@@ -78,12 +77,12 @@ class _Run:
         self.setup, self.workdir, self.console = setup, workdir, console
         self.experiment = setup.experiment
         self.memory = Memory(
-            classes=list(setup.task.classes),
+            classes=list(setup.source.class_names) if setup.task.classes else [],
             examples=len(setup.source),
             best=Best(self.experiment.checkpoint.best),
             patience=Best(self.experiment.early_stopping.metric),
         )
-        self.outputs: dict[str, tuple[int, dict[str, np.ndarray]]] = {}  # with their step
+        self.evaluated_at: dict[str, int] = {}  # the step of an evaluator's last run
         self.signum: int | None = None
         self.leader = jax.process_index() == 0
         self.progress: Progress | None = None
@@ -106,8 +105,10 @@ class _Run:
         if self.experiment.deterministic and devices[0].platform == "gpu":
             self.log("deterministic: this run repeats to the bit, and takes longer for it")
         began = time.monotonic()
-        self.step_fn = footprint.compile_to_fit(setup, self.log)
         directory = self.workdir / "checkpoints"
+        if not checkpoints.list_checkpoints(directory):
+            setup.read_initial()
+        self.step_fn = footprint.compile_to_fit(setup, self.log)
         self.writer = checkpoints.Writer(directory, self.experiment.checkpoint.keep, self.log)
         restored = checkpoints.latest_intact(directory, setup.target, self.log)
         if restored:
@@ -222,9 +223,10 @@ class _Run:
         if self.progress:
             self.journal.write(step, values)
             self.progress.update(step, values)
+        self._alarm(step, self.memory.loss.update(values["train/loss"]))
         return self.setup.reset_totals(state)
 
-    def _due(self, step: int) -> list[Evaluator]:
+    def _due(self, step: int) -> list[Evaluator | FeatureEvaluator]:
         return [
             e
             for e in self.setup.evaluators
@@ -257,11 +259,11 @@ class _Run:
         memory.evaluated = True
         self.throughput.paused(time.monotonic() - began)
 
-    def _not_run_at(self, step: int) -> list[Evaluator]:
-        return [e for e in self.setup.evaluators if self.outputs.get(e.name, (None,))[0] != step]
+    def _not_run_at(self, step: int) -> list[Evaluator | FeatureEvaluator]:
+        return [e for e in self.setup.evaluators if self.evaluated_at.get(e.name) != step]
 
     def _run_evaluator(
-        self, evaluator: Evaluator, state: TrainState, step: int
+        self, evaluator: Evaluator | FeatureEvaluator, state: TrainState, step: int
     ) -> dict[str, float]:
         wanted = evaluator.config.params
         ema = wanted == "ema" or (wanted == "auto" and self.experiment.ema_decay is not None)
@@ -270,8 +272,20 @@ class _Run:
         if result is None:
             raise _InterruptedEvaluationError
         metrics, outputs = result
-        self.outputs[evaluator.name] = (step, outputs)
+        self.evaluated_at[evaluator.name] = step
+        self._alarm(step, *evaluator.alarms(metrics))
+        if self.leader:
+            directory = self.workdir / "report" / evaluator.name
+            directory.mkdir(parents=True, exist_ok=True)
+            evaluator.draw(outputs, directory)
         return metrics
+
+    def _alarm(self, step: int, *texts: str | None) -> None:
+        for text in filter(None, texts):
+            self.log(f"ALARM at step {step}: {text}")
+            self.memory.alarms.append({"step": step, "alarm": text})
+            if self.progress:
+                self.journal.alarm(step, text)
 
     def _check_finite(self, state: TrainState) -> None:
         step = int(state.nonfinite_step)
@@ -313,10 +327,6 @@ class _Run:
         params = parallelism.to_host(state.params)
         if not self.leader:
             return {}
-        for evaluator in self.setup.evaluators:
-            directory = self.workdir / "report" / evaluator.name
-            directory.mkdir(parents=True, exist_ok=True)
-            self.setup.task.pictures(self.outputs[evaluator.name][1], evaluator.image, directory)
         report.draw_curves(self.workdir)
         best = dataclasses.asdict(memory.best) if memory.best.value is not None else {}
         saved = checkpoints.list_checkpoints(self.writer.directory)
@@ -326,6 +336,7 @@ class _Run:
             self.workdir,
             memory.metrics,
             best,
+            memory.alarms,
             step,
             seconds,
             self.setup.hash,

@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 from vitlab.errors import InputError
+from vitlab.training.alarms import LossWatch
 
 LOWER_IS_BETTER = ("loss", "nll", "ece")
 
@@ -30,7 +31,7 @@ class Memory:
     """The host's side of a run's state; saved with every checkpoint.
 
     Attributes:
-        classes: names of the classes of the head.
+        classes: names of the classes of the data, where the task is about classes.
         examples: of the training split; with `classes` it tells whether the data are the same.
         best: of `config.checkpoint.best`.
         patience: of `config.early_stopping.metric`.
@@ -38,6 +39,8 @@ class Memory:
         evaluated: whether the evaluators that were due at this step have run.
         stopped: whether patience has run out.
         metrics: the latest value of each `EVALUATOR/METRIC`.
+        loss: what tells a training that falls apart.
+        alarms: all that were given, `{"step": ..., "alarm": ...}`.
     """
 
     classes: list[str]
@@ -48,6 +51,8 @@ class Memory:
     evaluated: bool = True
     stopped: bool = False
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    loss: LossWatch = dataclasses.field(default_factory=LossWatch)
+    alarms: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     def restore(self, meta: dict[str, Any]) -> "Memory":
         """What a checkpoint's `meta.json` holds, for a run that begins with this memory.
@@ -65,7 +70,7 @@ class Memory:
         best = {key: Best(**meta[key]) for key in ("best", "patience")}
         if best["best"].metric != self.best.metric:  # this key may change between restarts
             best["best"] = self.best
-        return Memory(**{**meta, **best})
+        return Memory(**{**meta, **best, "loss": LossWatch(**meta["loss"])})
 
 
 def _short(value: Any) -> str:

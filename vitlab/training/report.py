@@ -5,7 +5,7 @@ import importlib.metadata
 import json
 import pathlib
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -60,6 +60,7 @@ def write_result(
     workdir: pathlib.Path,
     metrics: Mapping[str, float],
     best: Mapping[str, Any],
+    alarms: Sequence[Mapping[str, Any]],
     step: int,
     seconds: float,
     config_hash: str,
@@ -70,6 +71,7 @@ def write_result(
     result = {
         "metrics": dict(metrics),
         "best": dict(best),
+        "alarms": list(alarms),
         "step": step,
         "seconds": round(seconds, 2),
         "config_hash": config_hash,

@@ -19,7 +19,7 @@ from vitlab.errors import InputError
 from vitlab.ops import keys
 from vitlab.tasks.task import task_class
 from vitlab.training import parallelism
-from vitlab.training.evaluator import Evaluator
+from vitlab.training.evaluator import make_evaluator
 from vitlab.training.experiment import NOT_IN_HASH, Experiment
 from vitlab.training.layout import lay_out, lay_out_like
 from vitlab.training.optimizer import frozen_parameters, make_optimizer
@@ -59,24 +59,20 @@ class Setup:
         self.source = open_source(exp.data.source, exp.data.split)
         self.preprocess = Preprocess.parse(exp.data.preprocess)
         classes = tuple(self.source.class_names)
-        precision = exp.precision
-        if precision == "auto":
-            precision = "float32" if jax.default_backend() == "cpu" else "bfloat16"
         self.task = task_class(exp.task).from_config(
-            exp.model, exp.loss, exp.augment, classes, jnp.dtype(precision), self._axis_name
+            exp.model, exp.loss, exp.augment, classes, jnp.dtype(exp.dtype()), self._axis_name
         )
         self.resolved = {**config_lib.as_dict(exp), **self.task.settings()}
         self.hash = config_lib.hash_of(self.resolved, NOT_IN_HASH)
         self.evaluators = [
-            Evaluator(
+            make_evaluator(
                 name,
                 section,
-                exp.data.source,
+                exp.data,
                 exp.batch_size,
                 classes,
                 self.task,
                 self.mesh,
-                exp.data.workers,
                 self._options,
             )
             for name, section in exp.evaluators.items()
@@ -111,6 +107,7 @@ class Setup:
             lay_out_like(shape, params, layout, self.mesh),
         )
         self._check_metric_names(shape)
+        self._initial: dict[str, np.ndarray] | None = None
 
     def steps(self, duration: config_lib.Duration) -> int:
         """A duration in optimizer steps of this run."""
@@ -134,8 +131,9 @@ class Setup:
         again.
         """
         model = self.resolved["model"]
-        loops = self.experiment.accumulate > 1 or model.get("scan")
-        if loops or model.get("remat", "none") != "none":
+        parts = (model, model.get("backbone", {}))
+        loops = self.experiment.accumulate > 1 or any(part.get("scan") for part in parts)
+        if loops or any(part.get("remat", "none") != "none" for part in parts):
             return 0.0
         return float((compiled.cost_analysis() or {}).get("flops", 0.0))
 
@@ -145,6 +143,8 @@ class Setup:
         placed = {"params": shardings.params, **shardings.model_state}
         variables = jax.jit(self._variables, out_shardings=placed)()
         if self.experiment.init_from:
+            if self._initial is None:  # there were checkpoints, but all were damaged
+                self.read_initial()
             variables = jax.device_put(self._transferred(variables, log), placed)
         without_totals = shardings.replace(totals={})
         state = jax.jit(self._state, out_shardings=without_totals)(variables)
@@ -247,17 +247,57 @@ class Setup:
                     f"{config_lib.nearest(metric, names)}"
                 )
 
-    def _transferred(self, variables: Any, log: Callable[[str], None]) -> Any:
-        exp = self.experiment
-        params, state = transfer.read(exp.init_from)
+    def read_initial(self) -> None:
+        """Reads `config.init_from`: before the step is compiled, as this may find that it does not
+        fit.
+
+        Raises:
+            InputError: there is no checkpoint, or a parameter that nothing accounts for.
+        """
+        if self.experiment.init_from:
+            params, state = transfer.read(self.experiment.init_from)
+            self._initial = params | state
+            self._transfer({"params": self.target.params, **self.target.model_state})
+
+    def _transfer(self, variables: Any) -> tuple[dict[str, Any], transfer.TransferReport]:
+        """The variables, or shapes of them, with what `init_from` has in its place; by name."""
         own = {k: v for k, v in variables.items() if k != "params"}
         fresh = flax.traverse_util.flatten_dict({**variables["params"], **own}, sep="/")
-        fresh = parallelism.to_host(fresh)
-        filled, report = transfer.transfer(fresh, params | state, exp.init_allow)
-        log(f"init_from {exp.init_from}: {report}")
+        try:
+            return transfer.transfer(fresh, self._initial, self.experiment.init_allow)
+        except InputError as e:
+            raise InputError(f"{e}{self._what_would_fit()}") from e
+
+    def _transferred(self, variables: Any, log: Callable[[str], None]) -> Any:
+        filled, report = self._transfer(parallelism.to_host(variables))
+        log(f"init_from {self.experiment.init_from}: {report}")
         tree = flax.traverse_util.unflatten_dict(filled, sep="/")
-        collections = {k: tree.pop(k) for k in own}
+        collections = {k: tree.pop(k) for k in variables if k != "params"}
         return {"params": tree, **collections}
+
+    def _what_would_fit(self) -> str:
+        """The settings of the other run's backbone where they are not ours, for an error."""
+        directory = checkpoints.locate(self.experiment.init_from).path.parents[1]
+        if not (directory / "config.json").exists():
+            return ""
+        theirs = json.loads((directory / "config.json").read_text())["model"]
+        ours, where = self.resolved["model"], "config.model"
+        if "backbone" in ours:
+            ours, where = ours["backbone"], "config.model.backbone"
+        theirs = theirs.get("backbone", theirs)
+        differ = [
+            f"{where}.{key}={theirs[key]}"
+            for key in ours
+            if key in theirs and theirs[key] != ours[key] and key not in _NOT_OF_THE_BACKBONE
+        ]
+        return f". The backbone there has {', '.join(differ)}" if differ else ""
+
+
+# Fields of a model that a pretrained backbone may well have otherwise.
+_NOT_OF_THE_BACKBONE = (
+    "num_classes", "pool", "norm_after_pool", "dropout", "drop_path", "patch_dropout", "rep_size",
+    "head_init_std", "head_init_bias", "weight_init", "remat", "scan",
+)  # fmt: skip
 
 
 def _differences(theirs: Any, ours: Any, where: str = "config") -> list[str]:

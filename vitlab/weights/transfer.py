@@ -1,5 +1,6 @@
 """Parameters of one run as the start of another, with every one accounted for."""
 
+import collections
 import dataclasses
 import os
 import re
@@ -23,15 +24,21 @@ class TransferReport:
         resized: position embeddings, interpolated to another grid.
         new: of the model, not in the source (or of another shape there): freshly initialised.
         unused: of the source, not in the model.
+        left: of the source, not of its backbone: a decoder or projector, which stays behind.
     """
 
     loaded: tuple[str, ...]
     resized: tuple[str, ...]
     new: tuple[str, ...]
     unused: tuple[str, ...]
+    left: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{len(self.loaded)} parameters loaded"]
+        if self.left:
+            parts = collections.Counter(_part(name) for name in self.left)
+            named = ", ".join(f"{part} ({count})" for part, count in parts.items())
+            lines.append(f"{len(self.left)} left behind: {named}")
         for what in ("resized", "new", "unused"):
             names = getattr(self, what)
             if names:
@@ -75,6 +82,11 @@ def transfer(
 ) -> tuple[dict[str, np.ndarray], TransferReport]:
     """Fills a model's variables from those of another run.
 
+    Two models of the same parts are matched name by name. Of others, one pretrained by `mae` or
+    `simclr` and a classifier, say, only the backbones are: the parameters below `backbone/`, or all
+    of a model that has no such part. What else the source has is left behind, and what else the
+    target has below other names than `backbone/` is new.
+
     Args:
         target: the model's own fresh variables, by name.
         source: what there is, by name.
@@ -96,6 +108,7 @@ def transfer(
     def allowed(name):
         return any(re.fullmatch(pattern, name) for pattern in allow)
 
+    source, left, own = _aligned(target, source)
     filled: dict[str, np.ndarray] = {}
     loaded, resized, new, problems = [], [], [], []
     for name, fresh in target.items():
@@ -103,7 +116,7 @@ def transfer(
         filled[name] = fresh
         if have is None:
             new.append(name)
-            if not allowed(name):
+            if name not in own and not allowed(name):
                 problems.append(f"{name} is not there")
         elif have.shape == fresh.shape:
             filled[name] = np.asarray(have, fresh.dtype)
@@ -123,8 +136,36 @@ def transfer(
             f"{where}: {'; '.join(problems[:3])}{more}. Name what may differ in config.init_allow, "
             "such as ['head/.*']"
         )
-    report = TransferReport(tuple(loaded), tuple(resized), tuple(new), tuple(unused))
+    report = TransferReport(tuple(loaded), tuple(resized), tuple(new), tuple(unused), left)
     return filled, report
+
+
+def _aligned(
+    target: Mapping[str, np.ndarray], source: Mapping[str, np.ndarray]
+) -> tuple[Mapping[str, np.ndarray], tuple[str, ...], tuple[str, ...]]:
+    """The source under the target's names; what it leaves behind; what only the target can have."""
+    parts, theirs = {_part(name) for name in target}, {_part(name) for name in source}
+    if parts == theirs or "backbone" not in parts | theirs:
+        return source, (), ()
+    left = ()
+    if "backbone" in theirs:
+        left = tuple(name for name in source if _part(name) != "backbone")
+        source = {_BACKBONE.sub(r"\1", k): v for k, v in source.items() if k not in left}
+    own = ()
+    if "backbone" in parts:
+        own = tuple(name for name in target if _part(name) != "backbone")
+        source = {_ROOT.sub(r"\1backbone/", name): value for name, value in source.items()}
+    return source, left, own
+
+
+# A model's state is below the name of its collection, its parameters are below none.
+_ROOT = re.compile(r"^(batch_stats/|)")
+_BACKBONE = re.compile(r"^(batch_stats/|)backbone/")
+
+
+def _part(name: str) -> str:
+    """The part of the model that a variable belongs to, such as `backbone`."""
+    return _ROOT.sub("", name).partition("/")[0]
 
 
 def _resize_position(table: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:

@@ -1,0 +1,1 @@
+"""What `vitlab VERB` does, a file for each verb."""

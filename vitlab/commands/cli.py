@@ -1,0 +1,42 @@
+"""`vitlab VERB ...`: everything but training, which is `python -m vitlab.main`."""
+
+import importlib
+import signal
+import sys
+from collections.abc import Sequence
+
+from vitlab.config import nearest
+from vitlab.errors import InputError, WorkerError
+
+USAGE = """\
+usage: vitlab VERB ...
+
+  evaluate   measure a run again, or judge its frozen features: kNN, linear, few-shot
+
+vitlab VERB --help says more. To train: python -m vitlab.main --config FILE.
+Exit codes: 0 done, 1 failed, 2 wrong input."""
+
+VERBS = {"evaluate": "vitlab.commands.evaluate"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb, and turns errors into one line and an exit code."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if argv else 2
+    try:
+        if argv[0] not in VERBS:
+            raise InputError(f"there is no verb {argv[0]!r}{nearest(argv[0], VERBS)}")
+        return importlib.import_module(VERBS[argv[0]]).run(argv[1:])
+    except InputError as e:
+        return _failed(e, 2)
+    except (OSError, WorkerError) as e:
+        return _failed(e, 1)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+
+
+def _failed(error: Exception, code: int) -> int:
+    print(f"vitlab: error: {error}", file=sys.stderr, flush=True)
+    return code

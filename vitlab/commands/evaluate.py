@@ -1,0 +1,138 @@
+"""`vitlab evaluate`: measures a run again, or judges its frozen features."""
+
+import json
+from typing import Any, get_args
+
+from vitlab import config as config_lib
+from vitlab.errors import InputError
+
+USAGE = """\
+usage: vitlab evaluate WORKDIR [PROTOCOL ...] [--OPTION VALUE ...]
+
+Without a protocol: the evaluators of the run's config, again. Protocols judge the frozen features
+of its backbone, whatever it was trained for:
+
+  knn        weighted k nearest neighbours (k = 20, T = 0.07)
+  linear     a linear classifier by SGD, many learning rates in one pass
+  logistic   a linear classifier by L-BFGS, scikit-learn's
+  few_shot   closed form on 1, 5, 10 and 25 examples a class
+
+  WORKDIR               a working directory, or one of its checkpoints/STEP
+  --source SOURCE       other data than the run's, such as folder:photos
+  --split, --train_split, --preprocess, --batch_size, --layer
+                        as in config.evaluators.NAME of the kind "features"
+
+  vitlab evaluate runs/mae knn linear --split test
+  vitlab evaluate runs/simclr few_shot --source folder:photos --split val --layer stage_3
+
+Fine-tuning, the fourth protocol of the field, is a training of its own: see configs/finetune_*.py
+and --config.init_from=WORKDIR. Numbers go to the terminal and WORKDIR/evaluate.json, pictures to
+WORKDIR/report."""
+
+OPTIONS = ("source", "split", "train_split", "preprocess", "batch_size", "layer")
+
+
+def run(arguments: list[str]) -> int:
+    """Evaluates as the command line says.
+
+    Raises:
+        InputError: anything in it is wrong.
+    """
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(USAGE)
+        return 0 if arguments else 2
+    workdir, protocols, options = parse(arguments)
+
+    from rich.console import Console
+
+    from vitlab.training.evaluator import make_evaluator
+    from vitlab.training.experiment import EvaluatorConfig
+    from vitlab.training.progress import metrics_table
+    from vitlab.training.trained import load_trained
+
+    trained = load_trained(workdir)
+    sections = trained.experiment.evaluators
+    if protocols:
+        section = _features_section(protocols, options, sections)
+        sections = {
+            section["split"].partition("[")[0]: config_lib.section(
+                section, EvaluatorConfig, "vitlab evaluate"
+            )
+        }
+    elif options:
+        raise InputError(f"--{next(iter(options))} is for protocols: name one, such as knn")
+    if not sections:
+        raise InputError(f"{workdir} has no evaluators in its config: name a protocol, such as knn")
+    metrics: dict[str, float] = {}
+    for name, section in sections.items():
+        evaluator = make_evaluator(
+            name,
+            section,
+            trained.experiment.data,
+            trained.experiment.batch_size,
+            trained.classes,
+            trained.task,
+            trained.mesh,
+        )
+        evaluator.metric_names(trained.variables)  # finds what does not fit at once
+        measured, outputs = evaluator.run(trained.variables, print)
+        metrics |= measured
+        directory = trained.workdir / "report" / name
+        directory.mkdir(parents=True, exist_ok=True)
+        evaluator.draw(outputs, directory)
+    Console().print(metrics_table(metrics))
+    result = {
+        "metrics": metrics,
+        "step": trained.step,
+        "evaluators": {name: config_lib.as_dict(section) for name, section in sections.items()},
+    }
+    (trained.workdir / "evaluate.json").write_text(json.dumps(result, indent=1) + "\n")
+    return 0
+
+
+def parse(arguments: list[str]) -> tuple[str, list[str], dict[str, Any]]:
+    """The working directory, the protocols, and the options that are given.
+
+    Raises:
+        InputError: an argument that does not exist, or an option without its value.
+    """
+    from vitlab.training.experiment import Protocol
+
+    plain, options = [], {}
+    rest = iter(arguments)
+    for argument in rest:
+        if not argument.startswith("--"):
+            plain.append(argument)
+            continue
+        name, equals, value = argument.removeprefix("--").partition("=")
+        if name not in OPTIONS:
+            raise InputError(f"argument --{name} does not exist{config_lib.nearest(name, OPTIONS)}")
+        options[name] = value if equals else next(rest, "")
+        if not options[name]:
+            raise InputError(f"argument --{name} needs a value")
+    if not plain:
+        raise InputError("vitlab evaluate needs a working directory, such as runs/mae")
+    for protocol in plain[1:]:
+        if protocol not in get_args(Protocol):
+            raise InputError(
+                f"there is no protocol {protocol!r}"
+                f"{config_lib.nearest(protocol, get_args(Protocol))}"
+            )
+    if "batch_size" in options:
+        options["batch_size"] = config_lib.parse_value(options["batch_size"])
+    return plain[0], plain[1:], options
+
+
+def _features_section(protocols, options, sections) -> dict[str, Any]:
+    """A `config.evaluators.NAME`: what the run's own says, and what the command line does."""
+    own = [s for s in sections.values() if s.kind == "features"] or list(sections.values())
+    section = config_lib.as_dict(own[0]) if own else {}
+    features = section.get("features") or {}
+    keep = ("source", "split", "preprocess", "batch_size", "params", "on_error")
+    section = {key: section[key] for key in keep if key in section}
+    for key, value in options.items():
+        (features if key in ("train_split", "layer") else section)[key] = value
+    for key in ("split", "preprocess"):
+        if key not in section:
+            raise InputError(f"the run has no evaluators to take --{key} from: give it")
+    return {**section, "kind": "features", "features": {**features, "protocols": protocols}}

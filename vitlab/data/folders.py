@@ -1,0 +1,162 @@
+"""Sources of image files in folders: with a class a folder, or without labels."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from vitlab.data.splits import resolve, split_names
+from vitlab.errors import InputError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+
+
+class FolderSource:
+    """Image files in one folder per class; an example's image is the encoded bytes of its file.
+
+    Where every folder in PATH holds images itself, these are the classes and all of them together
+    are the split "train". Otherwise the folders in PATH are the splits and the folders in each of
+    them the classes; files may lie deeper. Labels are the places of the class names in sorted
+    order, and the class names are those of the split "train" where there is one, else those of all
+    splits together, so a label means the same in every split: a split may lack a class, but may not
+    have one more. Names that begin with "." or "__" are left out.
+
+    The order of the examples is that of a hash of their relative paths: fixed, independent of the
+    file system, and mixed, so that `train[:90%]` holds nine tenths of every class.
+    """
+
+    def __init__(self, path: str, split: str):
+        root = epath.Path(path).expanduser()
+        folders = _subfolders(root)
+        if not folders:
+            raise InputError(f"folder {root} holds no folder of images, one a class is expected")
+        if all(_holds_images(folder) for folder in folders.values()):
+            splits = {"train": folders}
+        else:
+            splits = {name: _subfolders(folder) for name, folder in folders.items()}
+        self._root = os.fspath(root)
+        wanted = dict.fromkeys(split_names(split))
+        for name in wanted:
+            if name not in splits:
+                kind = "has" if splits.keys() == folders.keys() else "holds classes, so has only"
+                raise InputError(
+                    f"folder {root} {kind} the split {', '.join(splits)}: {name!r} does not exist"
+                )
+        classes = splits.get("train") or {c: None for each in splits.values() for c in each}
+        self.class_names = tuple(sorted(classes))
+        files = {name: self._files(splits[name], folders, name) for name in wanted}
+        sizes = {name: len(found) for name, found in files.items()}
+        segments = resolve(split, sizes, f"folder:{root}")
+        examples = [x for name, start, stop in segments for x in files[name][start:stop]]
+        self._paths = [path for path, _ in examples]
+        self._labels = np.array([label for _, label in examples], np.int32)
+
+    def _files(self, classes, folders, split: str) -> list[tuple[str, int]]:
+        """The files of one split, as paths from the root, with labels, in order of the hash."""
+        keyed = []
+        for name, folder in classes.items():
+            if name not in self.class_names:
+                raise InputError(f"folder {folder}: the split train has no class {name!r}")
+            found = list(_image_files(folder))
+            if not found:
+                kinds = ", ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
+                raise InputError(f"class folder {folder} holds no image ({kinds}): remove it")
+            label = self.class_names.index(name)
+            place = os.path.relpath(folder, self._root)
+            for path in found:
+                key = _place_in_order(os.path.join(name, path))
+                keyed.append((key, os.path.join(place, path), label))
+        if not keyed:
+            raise InputError(f"split folder {folders[split]} holds no class folder with images")
+        return [(path, label) for _, path, label in sorted(keyed)]
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": _read_file(self.describe(index)), "label": int(self._labels[index])}
+
+    def describe(self, index: int) -> str:
+        return os.path.join(self._root, self._paths[index])
+
+
+class ImagesSource:
+    """All image files below a folder, without labels, to pretrain on. In an order as of
+    `FolderSource`; names that begin with "." are left out."""
+
+    class_names = ()
+
+    def __init__(self, path: str, split: str):
+        root = epath.Path(path).expanduser()
+        if not root.is_dir():
+            raise InputError(f"images {root} does not exist or is not a folder")
+        self._root = os.fspath(root)
+        found = sorted(_image_files(root), key=_place_in_order)
+        if not found:
+            kinds = ", ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
+            raise InputError(f"images {root} holds no image ({kinds})")
+        for name in split_names(split):
+            if name != "train":
+                raise InputError(f"images {root} has only the split train: {name!r} does not exist")
+        segments = resolve(split, {"train": len(found)}, f"images:{root}")
+        self._paths = [path for _, start, stop in segments for path in found[start:stop]]
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": _read_file(self.describe(index)), "label": 0}
+
+    def describe(self, index: int) -> str:
+        return os.path.join(self._root, self._paths[index])
+
+
+def _place_in_order(path: str) -> bytes:
+    """A hash of a relative path, by which files are sorted."""
+    return hashlib.blake2b(path.encode("utf-8", "surrogateescape"), digest_size=16).digest()
+
+
+def _read_file(path: str) -> bytes:
+    try:
+        return epath.Path(path).read_bytes()
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise InputError(f"{path}: cannot be read ({reason})") from error
+
+
+def _entries(folder: epath.Path) -> list[epath.Path]:
+    """What lies in a folder, sorted, without hidden names."""
+    try:
+        found = sorted(folder.iterdir())
+    except FileNotFoundError:
+        raise InputError(f"folder {folder} does not exist") from None
+    except NotADirectoryError:
+        raise InputError(f"{folder} is a file: a folder of images is expected") from None
+    except OSError as error:
+        raise InputError(f"folder {folder} cannot be read ({error.strerror})") from error
+    return [path for path in found if not path.name.startswith((".", "__"))]
+
+
+def _subfolders(folder: epath.Path) -> dict[str, epath.Path]:
+    return {path.name: path for path in _entries(folder) if path.is_dir()}
+
+
+def _holds_images(folder: epath.Path) -> bool:
+    return any(path.suffix.lower() in IMAGE_SUFFIXES for path in _entries(folder))
+
+
+def _image_files(folder: epath.Path) -> Iterator[str]:
+    """Every image file below `folder`, as a path from there."""
+
+    def stop(error: OSError):
+        raise InputError(f"folder {error.filename} cannot be read ({error.strerror})") from error
+
+    top = os.fspath(folder)
+    for where, _, names in folder.walk(on_error=stop):
+        below = os.fspath(where)[len(top) :].lstrip("/")
+        for name in names:
+            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
+                yield os.path.join(below, name)
