@@ -17,7 +17,15 @@ def get_config(arg=None):
     config.seed = 0
     config.task = "simclr"
     config.model = dict(
-        backbone=dict(name="vit", width=64, depth=4, num_heads=4, patch_size=2, pool="gap"),
+        backbone=dict(
+            name="vit",
+            width=64,
+            depth=4,
+            num_heads=4,
+            patch_size=2,
+            pool="gap",
+            pos_embed="sincos2d_mae",
+        ),
         projector_layers=2,
         projector_dim=32,
     )

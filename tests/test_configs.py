@@ -140,7 +140,8 @@ def test_config_runs_and_resumes(name, data, tmp_path, monkeypatch, capsys):
     spec = f"{ROOT / 'configs' / name}.py{''.join(places)}"
     overrides = {
         **OVERRIDES[name], "batch_size": 4, "total_steps": 2, "schedule.warmup_steps": 1,
-        "checkpoint.every_steps": 1, "checkpoint.keep": 2, "logging.every_steps": 1, "logging.tensorboard": False,
+        "checkpoint.every_steps": 1, "checkpoint.keep": 2,
+        "logging.every_steps": 1, "logging.tensorboard": False,
     }  # fmt: skip
     workdir = tmp_path / "run"
     flags = [f"--config.{key}={value}" for key, value in overrides.items()]

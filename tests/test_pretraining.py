@@ -17,7 +17,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 BACKBONE = {"width": 8, "depth": 1, "num_heads": 2}
 COMMON = {
     "batch_size": 16, "total_steps": 4, "schedule.warmup_steps": 1, "logging.tensorboard": False,
-    "logging.every_steps": 2, "checkpoint.every_steps": 2, "checkpoint.keep": 2, "data.split": "train[:64]",
+    "logging.every_steps": 2, "checkpoint.every_steps": 2, "checkpoint.keep": 2,
+    "data.split": "train[:64]",
     "evaluators.test.split": "test[:20]", "evaluators.features.split": "test[:20]",
     "evaluators.features.features.train_split": "train[:40]",
     "evaluators.features.features.protocols": "('knn',)",

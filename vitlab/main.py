@@ -79,7 +79,7 @@ def _train(config: dict[str, Any], command: Command) -> int:
     name = pathlib.Path(command.spec.partition(":")[0]).stem
     try:
         distributed.start(command.coordinator, command.process_id, command.num_processes)
-        train(config, command.workdir, name, Console())
+        train(config, command.workdir, name, Console(force_jupyter=False))
     except InputError as e:
         return _failed(f"error: {e}", 2)
     except DivergedError as e:

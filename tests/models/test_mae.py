@@ -11,8 +11,14 @@ import pytest
 from flax.traverse_util import unflatten_dict
 
 from vitlab.errors import InputError
-from vitlab.models.mae import MAE, patchify, random_mask, reconstruct, reconstruction_loss
-from vitlab.models.mae import unpatchify
+from vitlab.models.mae import (
+    MAE,
+    patchify,
+    random_mask,
+    reconstruct,
+    reconstruction_loss,
+    unpatchify,
+)
 from vitlab.models.vit import ViT
 
 FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures"

@@ -80,7 +80,7 @@ def run(arguments: list[str]) -> int:
         directory = trained.workdir / "report" / name
         directory.mkdir(parents=True, exist_ok=True)
         evaluator.draw(outputs, directory)
-    Console().print(metrics_table(metrics))
+    Console(force_jupyter=False).print(metrics_table(metrics))
     result = {
         "metrics": metrics,
         "step": trained.step,

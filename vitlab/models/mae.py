@@ -14,6 +14,7 @@ from einops import rearrange
 from jax import Array
 
 from vitlab.errors import InputError
+from vitlab.models.dense import Dense
 from vitlab.models.vit import XAVIER, XAVIER_QKV, Attention, Encoder, Mlp, ViT
 from vitlab.ops.positions import sincos_2d
 
@@ -83,7 +84,7 @@ class MAE(nn.Module):
         rope = rope if rope is None else rope[kept]
         encoded, encoder_stages = backbone.encode(tokens, rope, train)
 
-        dense = partial(nn.Dense, kernel_init=XAVIER, dtype=dtype)
+        dense = partial(Dense, kernel_init=XAVIER, dtype=dtype)
         x = dense(self.decoder_width, name="decoder_embed")(encoded)
         mask_token = self.param("mask_token", nn.initializers.normal(0.02), (self.decoder_width,))
         prefix, visible = jnp.split(x, [backbone.num_prefix], axis=1)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from vitlab.errors import InputError
+from vitlab.models.dense import Dense
 from vitlab.ops.attention import attention
 from vitlab.ops.dropout import drop_path, dropout
 from vitlab.ops.keys import row_keys, split_each
@@ -52,7 +53,7 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x, memory=None, rope=None):
         """x: f[batch, queries, width]; memory: f[batch, keys, width]; rope: see `apply_rope`."""
-        dense = partial(nn.Dense, x.shape[-1], dtype=self.dtype)
+        dense = partial(Dense, x.shape[-1], dtype=self.dtype)
 
         def project(name, inputs):
             bias = name[0] in self.qkv_bias
@@ -81,7 +82,7 @@ class Mlp(nn.Module):
     def __call__(self, x, keys=None):
         """x: f[batch, ..., width] -> the same; keys: key[batch], None turns the dropout off."""
         bias_init = nn.initializers.normal(1e-6)
-        dense = partial(nn.Dense, kernel_init=XAVIER, bias_init=bias_init, dtype=self.dtype)
+        dense = partial(Dense, kernel_init=XAVIER, bias_init=bias_init, dtype=self.dtype)
         y = dense(self.mlp_dim, name="fc1")(x)
         if self.kind == "swiglu":
             y = nn.silu(dense(self.mlp_dim, name="gate")(x)) * y
@@ -287,8 +288,8 @@ class ViT(nn.Module):
         qkv = {"qkv_bias": self.qkv_bias, "qkv_init": XAVIER_QKV if mae else XAVIER}
         block_attend = partial(attend, qk_norm=norm if self.qk_norm else None, **qkv)
         block_mlp = partial(mlp, dropout=self.dropout)
-        kind = self.block_class()
-        block = partial(kind, block_attend, block_mlp, norm, self.layer_scale, self.dropout)
+        block = partial(self.block_class(), block_attend, block_mlp, norm, self.layer_scale)
+        block = partial(block, dropout=self.dropout)
         self.encoder = Encoder(self.depth, block, self.drop_path, self.scan)
         self.norm_pre, self.norm, self.fc_norm = norm(), norm(), norm()
         self.map_head = MAPHead(attend, mlp, norm)
@@ -298,10 +299,9 @@ class ViT(nn.Module):
 
     @nn.nowrap
     def block_class(self):  # `Block`, or one whose backward pass computes again what `remat` says
-        if self.remat == "none":
-            return Block
         policy = getattr(jax.checkpoint_policies, self.remat, None)
-        return nn.remat(Block, policy=policy, prevent_cse=not self.scan)
+        again = partial(nn.remat, policy=policy, prevent_cse=not self.scan)
+        return Block if self.remat == "none" else again(Block)
 
     def row_keys(self, x):  # key[batch], new ones at each call, for draws on x f[batch, ...]
         return row_keys(self.make_rng("dropout"), len(x), self.axis_name)
