@@ -191,6 +191,32 @@ def test_folder_file_that_vanished(animals):
 # idx:
 
 
+def test_images_are_all_files_below_a_folder_in_an_order_that_stays(tmp_path, write_image):
+    root = tmp_path / "photos"
+    for i in range(9):
+        write_image(root / f"{i % 2}" / "deep" / f"{i}.png", size=(6, 4 + i))
+    (root / "notes.txt").write_text("no image")
+    source = open_source(f"images:{root}", "train")
+    assert len(source) == 9
+    assert source.class_names == ()
+    assert source[0]["label"] == 0
+    order = [source.describe(i) for i in range(9)]
+    assert order != sorted(order)
+    part = open_source(f"images:{root}", "train[3:5]")
+    assert [part.describe(i) for i in range(2)] == order[3:5]
+    assert part[0]["image"] == (root / order[3]).read_bytes()
+    for spec, split, message in [
+        (f"images:{root}", "test", "has only the split train: 'test' does not exist"),
+        (f"images:{root}/0/nowhere", "train", "does not exist or is not a folder"),
+        ("images:", "train", "names nothing: write images:PATH"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            open_source(spec, split)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="holds no image"):
+        open_source(f"images:{tmp_path / 'empty'}", "train")
+
+
 def idx(array: np.ndarray) -> bytes:
     header = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
     return header + array.astype(np.uint8).tobytes()

@@ -166,3 +166,35 @@ def test_reliability_diagram_shows_the_accuracy_and_share_of_each_bin(drawn, tmp
     assert [bar.get_height() for bar in bottom.patches] == pytest.approx([37.5, 62.5])
     error = (3 * abs(1 / 3 - 0.5) + 5 * abs(4 / 5 - 4.89 / 5)) / 8
     assert top.get_title("left") == f"expected calibration error {100 * error:.2f} %"
+
+
+def test_contact_sheet_puts_each_form_of_an_image_under_its_title(drawn, tmp_path):
+    images = np.arange(6, dtype=np.uint8).reshape(3, 2, 1, 1, 1).repeat(4, 2).repeat(8, 3)
+    pictures.contact_sheet(images, ["image", "other"], tmp_path / "sheet.png")
+    axes = drawn[0].axes[0]
+    sheet = np.asarray(axes.images[0].get_array())
+    gap = 1
+    for row in range(3):
+        for column in range(2):
+            top, left = row * (4 + gap), column * (8 + gap)
+            assert (sheet[top : top + 4, left : left + 8] == images[row, column, 0, 0]).all()
+    assert [text.get_text() for text in axes.texts] == ["image", "other"]
+    centres = [text.get_position()[0] for text in axes.texts]
+    assert centres == [4, 4 + 8 + gap]
+    with pytest.raises(InputError, match="2 columns have 1 titles"):
+        pictures.contact_sheet(images, ["image"], tmp_path / "sheet.png")
+    with pytest.raises(InputError, match="must be uint8"):
+        pictures.contact_sheet(images[0], ["image"], tmp_path / "sheet.png")
+
+
+def test_curves_of_features_and_alarms(drawn, tmp_path):
+    records = [
+        {"step": 10, "train/loss": 2.0},
+        {"step": 20, "f/knn_accuracy": 0.4, "f/linear_accuracy": 0.5, "f/feature_std": 0.01},
+        {"step": 20, "alarm": "collapse"},
+    ]
+    pictures.curves(records, tmp_path / "curves.png")
+    loss, accuracy, spread = drawn[0].axes
+    assert [line.get_label() for line in accuracy.lines[1:]] == ["f knn  0.4", "f linear  0.5"]
+    for axes in (loss, accuracy, spread):
+        assert list(axes.lines[0].get_xdata()) == [20, 20]  # the alarm
