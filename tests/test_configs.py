@@ -61,6 +61,11 @@ OVERRIDES = {
     "mae_fashion_mnist": TINY_MAE,
     "simclr_fashion_mnist": {**TINY_SIMCLR, "evaluators.test.split": "test"},
     "finetune_fashion_mnist": {**TINY_VIT, "data.split": "train"},
+    "mae_image_folder": {
+        **{k: v for k, v in TINY_MAE.items() if "features" not in k},
+        "data.workers": 0,
+    },
+    "finetune_digits": {**TINY_VIT, "data.split": "train[:20]"},
     "mae_digits": {**TINY_MAE, **TINY_DIGITS},
     "simclr_digits": {**TINY_SIMCLR, **TINY_DIGITS},
 }
