@@ -64,7 +64,8 @@ def test_a_working_directory_holds_everything(unbroken):
     assert config["total_steps"] == 8
     summary = result(unbroken)
     assert set(summary) == {
-        "metrics", "best", "step", "seconds", "config_hash", "versions", "devices", "fingerprint"
+        "metrics", "best", "alarms", "step", "seconds", "config_hash", "versions", "devices",
+        "fingerprint",
     }  # fmt: skip
     assert summary["step"] == 8
     assert len(summary["fingerprint"]) == 64

@@ -193,7 +193,10 @@ class Writer:
         """Waits, and ends the background threads."""
         self.wait()
         self._thread.shutdown()
-        self._orbax.close()
+        try:
+            self._orbax.close()
+        except (OSError, ValueError, RuntimeError) as e:  # left over from a save that failed
+            self.log(f"closing the checkpoints: {_short(str(e))}")
 
     def _finish(self, path, step, meta, best_step, needed) -> bool:
         try:
@@ -217,11 +220,15 @@ class Writer:
 
     def _failed(self, step: int, reason: str, needed: int | None = None) -> None:
         room = f"; it needs {_size(needed)} of room" if needed else ""
-        full = "No space left on device"  # the end of many lines of TensorStore's
-        reason = full if full in reason else " ".join(reason.split())[:300]
-        self.log(f"checkpoint of step {step} was not saved: {reason}{room}. Older ones are whole.")
+        said = f"{_short(reason)}{room}"
+        self.log(f"checkpoint of step {step} was not saved: {said}. Older ones are whole.")
         self._pending = concurrent.futures.Future()
         self._pending.set_result(False)
+
+
+def _short(reason: str) -> str:
+    full = "No space left on device"  # the end of many lines of TensorStore's
+    return full if full in reason else " ".join(reason.split())[:300]
 
 
 def latest_intact(

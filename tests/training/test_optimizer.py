@@ -65,6 +65,30 @@ def test_lars_exempts_undecayed_parameters_from_adaptation():
     np.testing.assert_allclose(change["head"]["bias"], -0.1, rtol=1e-5)
 
 
+def test_lars_is_the_published_update():
+    """Steps of google-research/simclr's lars_optimizer.py (classic momentum), written out."""
+    rng = np.random.default_rng(0)
+    params = {"kernel": rng.normal(size=(3, 5)), "bias": rng.normal(size=5)}
+    gradients = [{k: rng.normal(size=p.shape) for k, p in params.items()} for _ in range(4)]
+    rates = [0.0, 0.5, 1.0, 0.7]
+    config = OptimizerConfig(name="lars", weight_decay=0.1, args={"momentum": 0.9})
+    tx = make_optimizer(config, lambda step: jnp.asarray(rates)[step], params)
+    ours = jax.tree.map(jnp.float32, params)
+    state, velocity = tx.init(ours), dict.fromkeys(params, 0.0)
+    for rate, grads in zip(rates, gradients, strict=True):
+        updates, state = tx.update(jax.tree.map(jnp.float32, grads), state, ours)
+        ours = optax.apply_updates(ours, updates)
+        for k, g in grads.items():
+            trust = 1.0
+            if k == "kernel":
+                g = g + 0.1 * params[k]
+                trust = 1e-3 * np.linalg.norm(params[k]) / np.linalg.norm(g)
+            velocity[k] = 0.9 * velocity[k] + rate * trust * g
+            params[k] = params[k] - velocity[k]
+    for k, p in params.items():
+        np.testing.assert_allclose(ours[k], p, rtol=1e-5)
+
+
 def test_lamb_exempts_undecayed_parameters_from_adaptation():
     change = update(OptimizerConfig(name="lamb", weight_decay=0.5))
     # The first step of Adam is 1 for each; decay adds 0.5 * 2, and the trust ratio is |p| / |u|.

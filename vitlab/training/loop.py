@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import math
 import pathlib
 import signal
 import threading
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 from rich.console import Console
 
 from vitlab import checkpoints, distributed
@@ -83,6 +85,8 @@ class _Run:
             patience=Best(self.experiment.early_stopping.metric),
         )
         self.evaluated_at: dict[str, int] = {}  # the step of an evaluator's last run
+        self.undrawn: dict[str, tuple[Any, dict[str, np.ndarray]]] = {}  # its outputs since then
+        self.drawn: dict[str, tuple[float, float]] = {}  # when, and how long it took
         self.signum: int | None = None
         self.leader = jax.process_index() == 0
         self.progress: Progress | None = None
@@ -275,10 +279,19 @@ class _Run:
         self.evaluated_at[evaluator.name] = step
         self._alarm(step, *evaluator.alarms(metrics))
         if self.leader:
-            directory = self.workdir / "report" / evaluator.name
-            directory.mkdir(parents=True, exist_ok=True)
-            evaluator.draw(outputs, directory)
+            self.undrawn[evaluator.name] = (evaluator, outputs)
+            when, took = self.drawn.get(evaluator.name, (-math.inf, 0.0))
+            if time.monotonic() - when > 20 * took:  # pictures take a twentieth of the time at most
+                self._draw(evaluator.name)
         return metrics
+
+    def _draw(self, name: str) -> None:
+        began = time.monotonic()
+        evaluator, outputs = self.undrawn.pop(name)
+        directory = self.workdir / "report" / name
+        directory.mkdir(parents=True, exist_ok=True)
+        evaluator.draw(outputs, directory)
+        self.drawn[name] = (time.monotonic(), time.monotonic() - began)
 
     def _alarm(self, step: int, *texts: str | None) -> None:
         for text in filter(None, texts):
@@ -327,6 +340,8 @@ class _Run:
         params = parallelism.to_host(state.params)
         if not self.leader:
             return {}
+        for name in list(self.undrawn):
+            self._draw(name)
         report.draw_curves(self.workdir)
         best = dataclasses.asdict(memory.best) if memory.best.value is not None else {}
         saved = checkpoints.list_checkpoints(self.writer.directory)
