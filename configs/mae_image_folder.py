@@ -49,6 +49,14 @@ def get_config(arg=None):
             every_epochs=10,
             on_error="skip",
         ),
+        features=dict(
+            kind="features",
+            split="train[95%:]",
+            preprocess=f"{evaluation}|{normalize}",
+            every_epochs=10,
+            on_error="skip",
+            features=dict(protocols=()),  # which would need labels; the alarms do not
+        ),
     )
     config.checkpoint = dict(every_epochs=10, keep=1)
     config.logging = dict(every_steps=20)

@@ -1,12 +1,14 @@
 """SimCLR: ResNet-50 pretrained on ImageNet-1k without labels (Chen et al., arXiv:2002.05709).
 
     python -m vitlab.main --config configs/simclr_r50_imagenet.py --workdir runs/simclr_r50
-    vitlab evaluate runs/simclr_r50 linear few_shot
+    vitlab evaluate runs/simclr_r50 linear few_shot --train_split train
 
 Published for 100 epochs at this batch: 64.5 % top-1 with a linear probe, and 69.1 for 1000 epochs.
 Not yet run to the end with vitlab. Needs `imagenet2012` prepared by TFDS as ArrayRecord. The
 numbers are those of github.com/google-research/simclr. What differs: the views are cut from a
-random square of the image, its shorter side at 256 pixels, and by torchvision's law.
+random square of the image, its shorter side at 256 pixels, and by torchvision's law; the loss is
+the paper's mean over both views, where the repository adds them up, which makes the steps of what
+LARS does not adapt twice as long; and `vitlab evaluate` probes features that are not augmented.
 """
 
 import ml_collections

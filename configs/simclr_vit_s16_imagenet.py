@@ -1,13 +1,14 @@
 """SimCLR with a ViT-S/16 on ImageNet-1k, in the settings of MoCo v3 (arXiv:2104.02057).
 
     python -m vitlab.main --config configs/simclr_vit_s16_imagenet.py --workdir runs/simclr_s16
-    vitlab evaluate runs/simclr_s16 linear few_shot
+    vitlab evaluate runs/simclr_s16 linear few_shot --train_split train
 
 Published: MoCo v3 itself reaches 73.2 % top-1 with a linear probe after 300 epochs. Not yet run to
 the end with vitlab. Needs `imagenet2012` prepared by TFDS as ArrayRecord. AdamW, the frozen random
 patch embedding that stops the training spikes, and the two unlike views are those of
-github.com/facebookresearch/moco-v3; there is no momentum encoder and no predictor, and the views
-are cut from a random square of the image, its shorter side at 256 pixels.
+github.com/facebookresearch/moco-v3. What differs: no momentum encoder and no predictor; the views
+are cut from a random square of the image, its shorter side at 256 pixels; kernels alone decay; the
+patch kernel is drawn as LeCun's normal; the last batch norm has a scale.
 """
 
 import ml_collections

@@ -88,24 +88,55 @@ def test_an_encoder_that_does_not_fit_is_named_with_what_would(mae, tmp_path, ca
     assert "The backbone there has config.model.patch_size=2, config.model.width=8" in error
 
 
+def test_an_encoder_of_the_same_shapes_that_means_something_else_is_refused(mae, tmp_path, capsys):
+    for change, said in [
+        ({"model.num_heads": 4}, "config.model.num_heads=2; or name 'num_heads' in"),
+        ({"model.pos_embed": "none"}, "config.model.pos_embed=sincos2d_mae"),
+    ]:
+        overrides = {**FINETUNE, "init_from": mae, **change}
+        assert run("quickstart", tmp_path / "tuned", overrides) == 2
+        assert said in capsys.readouterr().err
+    allowed = {"init_allow": "['head/.*', 'num_heads']", "model.num_heads": 4}
+    assert run("quickstart", tmp_path / "tuned", {**FINETUNE, "init_from": mae, **allowed}) == 0
+
+
+def test_evaluate_looks_at_the_average_where_the_run_did(tmp_path):
+    """And at the parameters themselves where its config says so."""
+    quick = {
+        "total_steps": 2, "batch_size": 16, "schedule.warmup_steps": 0, "ema_decay": 0.99,
+        "logging.tensorboard": False, "evaluators.test.split": "test[:20]",
+        "evaluators.own": {"split": "test[:20]", "params": "model",
+                           "preprocess": "decode(channels=1)|value_range(-1,1)"},
+        "optimizer.lr": 0.1, **{f"model.{k}": v for k, v in BACKBONE.items()},
+    }  # fmt: skip
+    assert run("quickstart", tmp_path / "run", quick) == 0
+    metrics = json.loads((tmp_path / "run/result.json").read_text())["metrics"]
+    assert abs(metrics["test/nll"] - metrics["own/nll"]) > 0.01
+    assert vitlab(["evaluate", str(tmp_path / "run")]) == 0
+    again = json.loads((tmp_path / "run/evaluate/result.json").read_text())["metrics"]
+    assert again == pytest.approx(metrics, abs=1e-5)
+
+
 def test_evaluate_measures_again_and_judges_features(mae, capsys):
     result = json.loads((mae / "result.json").read_text())
     assert vitlab(["evaluate", str(mae)]) == 0
-    again = json.loads((mae / "evaluate.json").read_text())
+    again = json.loads((mae / "evaluate/result.json").read_text())
     assert again["metrics"] == pytest.approx(result["metrics"], abs=1e-6)
     assert again["step"] == 4
 
     checkpoint = mae / "checkpoints" / "00000002"
-    command = ["evaluate", str(checkpoint), "linear", "logistic", "few_shot"]
+    command = ["evaluate", str(checkpoint), "linear", "logistic"]
     assert vitlab([*command, "--layer", "block_0", "--split=test[:30]"]) == 0
-    found = json.loads((mae / "evaluate.json").read_text())
+    found = json.loads((mae / "evaluate/result.json").read_text())
     assert found["step"] == 2
     assert found["evaluators"]["test"]["features"]["layer"] == "block_0"
     assert found["evaluators"]["test"]["features"]["train_split"] == "train[:40]"  # the run's own
-    assert {"test/linear_accuracy", "test/logistic_accuracy", "test/1_shot_accuracy"} < set(
+    assert {"test/linear_accuracy", "test/linear_learning_rate", "test/logistic_c"} < set(
         found["metrics"]
     )
     assert "linear_accuracy" in capsys.readouterr().out
+    assert vitlab(["evaluate", str(mae), "few_shot", "--train_split", "train[:300]"]) == 0
+    assert "25_shot_accuracy" in capsys.readouterr().out
 
 
 def test_evaluate_with_bad_input_is_one_line(mae, tmp_path, capsys):
@@ -115,6 +146,8 @@ def test_evaluate_with_bad_input_is_one_line(mae, tmp_path, capsys):
         ([str(mae), "knn", "--layer"], "--layer needs a value"),
         ([str(mae), "knn", "--layer", "block_7"], "no such stage; did you mean 'block_0'?"),
         ([str(mae), "knn", "--split", "tst"], "tst"),
+        ([str(mae), "knn", "--split", "train"], "have examples in common"),
+        ([str(mae), "few_shot"], "has 40 examples, but its protocols need 250"),
         ([str(mae), "--split", "test"], "--split is for protocols"),
         ([str(tmp_path)], "has no finished checkpoint"),
         (["--split", "test"], "needs a working directory"),
@@ -145,7 +178,7 @@ def test_images_without_labels_will_do(tmp_path, capsys):
     keys = ("test.split", "features.split", "features.features.train_split")
     splits = {f"evaluators.{key}": "train[:5]" for key in keys}
     assert run("simclr_digits", tmp_path / "no", {**SIMCLR, **source, **splits}) == 2
-    assert "features are judged with labels" in capsys.readouterr().err
+    assert "protocols judge features with labels" in capsys.readouterr().err
 
 
 def test_bad_input_is_one_line_and_exit_2(tmp_path, capsys):
@@ -165,6 +198,9 @@ def test_bad_input_is_one_line_and_exit_2(tmp_path, capsys):
         ("mae_digits", {"model.decoder_width": 9}, "decoder_width 9 is no multiple"),
         ("mae_digits", {"augment.mixup": 0.5}, "config.augment.mixup does not exist"),
         ("mae_digits", {"evaluators.features.features.k": 0}, "they must be positive"),
+        ("mae_digits", {"model.backbone.norm_after_pool": True}, "has no norm_after_pool"),
+        ("simclr_digits", {"augment.blur": (0.5, 0.5)}, "of 8 pixels blurs nothing"),
+        ("simclr_digits", {"model.backbone.pool": "none"}, "must pool its tokens"),
         ("mae_digits", {"evaluators.test.kind": "contrast"}, "offers reconstruction, features"),
     ]
     for config, change, said in cases:

@@ -88,6 +88,17 @@ def from_first(value: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.array(value, np.int32)))
 
 
+def metrics_from_first(metrics: dict[str, float]) -> dict[str, float]:
+    """Process 0's values, on every process, of metrics that each computed for itself.
+
+    Their last bits may differ between hosts, and what is saved as the best must not.
+    """
+    if jax.process_count() == 1:
+        return metrics
+    values = multihost_utils.broadcast_one_to_all(np.array(list(metrics.values()), np.float32))
+    return dict(zip(metrics, map(float, values), strict=True))
+
+
 def all_of(ok: bool) -> bool:
     """Whether it is so on every process."""
     if jax.process_count() == 1:

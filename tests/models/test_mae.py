@@ -179,7 +179,8 @@ def test_bad_input_is_one_line():
     for make, said in [
         (lambda: MAE(vit(), mask_ratio=0.0), "mask_ratio is 0.0: it must be between 0 and 1"),
         (lambda: MAE(vit(), mask_ratio=1.0), "mask_ratio is 1.0: it must be between 0 and 1"),
-        (lambda: MAE(vit(num_classes=3)), "neither num_classes nor patch_dropout"),
+        (lambda: MAE(vit(num_classes=3)), "MAE's backbone has no num_classes"),
+        (lambda: MAE(vit(norm_after_pool=True)), "MAE's backbone has no norm_after_pool"),
         (lambda: MAE(vit(pool="map")), "with pool 'cls' or 'gap'"),
         (lambda: MAE(vit(), decoder_width=10, decoder_heads=5), "no multiple of its 5 heads and"),
         (lambda: MAE(vit(), decoder_depth=0), "decoder_depth is 0"),

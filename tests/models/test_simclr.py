@@ -42,7 +42,8 @@ def test_nt_xent_is_the_paper_s(temperature):
         loss, nearest = jax.jit(nt_xent, static_argnums=(2, 3, 4))(
             z, mask, temperature, None, block
         )
-        np.testing.assert_allclose(loss[mask], expected[mask], rtol=2e-6)
+        np.testing.assert_allclose(loss[mask].mean(), expected[mask].mean(), rtol=1e-6)
+        np.testing.assert_allclose(loss[mask], expected[mask], atol=1e-6)
         np.testing.assert_array_equal(nearest[mask], right[mask])
 
 

@@ -86,9 +86,10 @@ def test_features_are_those_of_the_stage_and_judged_on_the_split(task, tmp_path)
 
     evaluator.draw(outputs, tmp_path)
     assert (tmp_path / "neighbours.png").stat().st_size > 1000
-    own = make(task, 32, kind="features", split="train[:90]", features=settings)
-    _, outputs = own.run(variables, print)  # an example's nearest neighbour is itself
-    np.testing.assert_array_equal(outputs["neighbours"][:, 0], outputs["id"])
+    similarity = features[test] @ features[train].T
+    similarity /= np.linalg.norm(features[train], axis=1)
+    nearest = np.argsort(-similarity, axis=1)[:8, :5]
+    assert (outputs["neighbours"] == nearest).mean() > 0.9  # but for ties
 
 
 def test_collapsed_features_give_an_alarm(task):
@@ -100,6 +101,12 @@ def test_collapsed_features_give_an_alarm(task):
     # the last norm sends everything to one point
     params["norm"] = {"scale": np.zeros(8), "bias": np.ones(8)}
     said = evaluator.alarms(evaluator.run({"params": params}, print)[0])
+    # a mean that is much larger than what differs is no collapse
+    params["norm"] = {"scale": np.ones(8), "bias": np.full(8, 20.0)}
+    metrics, _ = evaluator.run({"params": params}, print)
+    assert metrics["test/feature_std"] < 0.06
+    assert metrics["test/effective_rank"] > 3
+    assert evaluator.alarms(metrics) == []
     assert [line.partition(" is ")[0] for line in said] == [
         "collapse: test/feature_std", "collapse: test/effective_rank"
     ]  # fmt: skip
@@ -110,5 +117,16 @@ def test_what_features_cannot_be_taken_is_one_line(task):
     evaluator = make(task, 32, kind="features", features=FeaturesConfig(layer="blok_0"))
     with pytest.raises(InputError, match="no such stage; did you mean 'block_0'"):
         evaluator.metric_names(variables)
+    for split, train, said in [
+        ("train[:20]", "train", "split and features.train_split have examples in common"),
+        ("train[10:20]+test", "train[15:]", "have examples in common"),
+        ("test", "train[:1]", "train_split has 1 examples, but its protocols need 2"),
+    ]:
+        settings = FeaturesConfig(train_split=train)
+        with pytest.raises(InputError, match=said):
+            make(task, 32, kind="features", split=split, features=settings)
+    settings = FeaturesConfig(("few_shot",), train_split="train[:40]", shots=(1, 5))
+    with pytest.raises(InputError, match="has 40 examples, but its protocols need 50"):
+        make(task, 32, kind="features", features=settings)
     with pytest.raises(InputError, match="features is for kind 'features' but kind is 'class"):
         dataclasses.replace(CONFIG, features=FeaturesConfig())

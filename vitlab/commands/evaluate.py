@@ -18,16 +18,15 @@ of its backbone, whatever it was trained for:
   few_shot   closed form on 1, 5, 10 and 25 examples a class
 
   WORKDIR               a working directory, or one of its checkpoints/STEP
-  --source SOURCE       other data than the run's, such as folder:photos
+  --source SOURCE       other data than the run's, such as folder:photos; name its splits too
   --split, --train_split, --preprocess, --batch_size, --layer
                         as in config.evaluators.NAME of the kind "features"
 
   vitlab evaluate runs/mae knn linear --split test
   vitlab evaluate runs/simclr few_shot --source folder:photos --split val --layer stage_3
 
-Fine-tuning, the fourth protocol of the field, is a training of its own: see configs/finetune_*.py
-and --config.init_from=WORKDIR. Numbers go to the terminal and WORKDIR/evaluate.json, pictures to
-WORKDIR/report."""
+Fine-tuning is a training of its own: see configs/finetune_*.py and --config.init_from=WORKDIR.
+Numbers go to the terminal and WORKDIR/evaluate/result.json, pictures to the same folder."""
 
 OPTIONS = ("source", "split", "train_split", "preprocess", "batch_size", "layer")
 
@@ -53,7 +52,7 @@ def run(arguments: list[str]) -> int:
     trained = load_trained(workdir)
     sections = trained.experiment.evaluators
     if protocols:
-        section = _features_section(protocols, options, sections)
+        section = _features_section(protocols, options, trained.experiment)
         sections = {
             section["split"].partition("[")[0]: config_lib.section(
                 section, EvaluatorConfig, "vitlab evaluate"
@@ -64,6 +63,7 @@ def run(arguments: list[str]) -> int:
     if not sections:
         raise InputError(f"{workdir} has no evaluators in its config: name a protocol, such as knn")
     metrics: dict[str, float] = {}
+    out = trained.workdir / "evaluate"
     for name, section in sections.items():
         evaluator = make_evaluator(
             name,
@@ -74,19 +74,20 @@ def run(arguments: list[str]) -> int:
             trained.task,
             trained.mesh,
         )
-        evaluator.metric_names(trained.variables)  # finds what does not fit at once
-        measured, outputs = evaluator.run(trained.variables, print)
+        ema = section.wants_ema(trained.experiment.ema_decay)
+        variables = trained.ema if ema else trained.variables
+        evaluator.metric_names(variables)  # finds what does not fit at once
+        measured, outputs = evaluator.run(variables, print)
         metrics |= measured
-        directory = trained.workdir / "report" / name
-        directory.mkdir(parents=True, exist_ok=True)
-        evaluator.draw(outputs, directory)
+        (out / name).mkdir(parents=True, exist_ok=True)
+        evaluator.draw(outputs, out / name)
     Console(force_jupyter=False).print(metrics_table(metrics))
     result = {
         "metrics": metrics,
         "step": trained.step,
         "evaluators": {name: config_lib.as_dict(section) for name, section in sections.items()},
     }
-    (trained.workdir / "evaluate.json").write_text(json.dumps(result, indent=1) + "\n")
+    (out / "result.json").write_text(json.dumps(result, indent=1) + "\n")
     return 0
 
 
@@ -123,11 +124,14 @@ def parse(arguments: list[str]) -> tuple[str, list[str], dict[str, Any]]:
     return plain[0], plain[1:], options
 
 
-def _features_section(protocols, options, sections) -> dict[str, Any]:
+def _features_section(protocols, options, experiment) -> dict[str, Any]:
     """A `config.evaluators.NAME`: what the run's own says, and what the command line does."""
-    own = [s for s in sections.values() if s.kind == "features"] or list(sections.values())
+    sections = experiment.evaluators.values()
+    own = [s for s in sections if s.kind == "features"] or list(sections)
     section = config_lib.as_dict(own[0]) if own else {}
-    features = section.get("features") or {}
+    features = section.get("features") or {"train_split": experiment.data.split}
+    if "source" in options:
+        features["train_source"] = ""
     keep = ("source", "split", "preprocess", "batch_size", "params", "on_error")
     section = {key: section[key] for key in keep if key in section}
     for key, value in options.items():

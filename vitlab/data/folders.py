@@ -49,8 +49,8 @@ class FolderSource:
         self.class_names = tuple(sorted(classes))
         files = {name: self._files(splits[name], folders, name) for name in wanted}
         sizes = {name: len(found) for name, found in files.items()}
-        segments = resolve(split, sizes, f"folder:{root}")
-        examples = [x for name, start, stop in segments for x in files[name][start:stop]]
+        self.segments = resolve(split, sizes, f"folder:{root}")
+        examples = [x for name, start, stop in self.segments for x in files[name][start:stop]]
         self._paths = [path for path, _ in examples]
         self._labels = np.array([label for _, label in examples], np.int32)
 
@@ -85,7 +85,7 @@ class FolderSource:
 
 class ImagesSource:
     """All image files below a folder, without labels, to pretrain on. In an order as of
-    `FolderSource`; names that begin with "." are left out."""
+    `FolderSource`, and without the names that it leaves out."""
 
     class_names = ()
 
@@ -101,8 +101,8 @@ class ImagesSource:
         for name in split_names(split):
             if name != "train":
                 raise InputError(f"images {root} has only the split train: {name!r} does not exist")
-        segments = resolve(split, {"train": len(found)}, f"images:{root}")
-        self._paths = [path for _, start, stop in segments for path in found[start:stop]]
+        self.segments = resolve(split, {"train": len(found)}, f"images:{root}")
+        self._paths = [path for _, start, stop in self.segments for path in found[start:stop]]
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -157,6 +157,8 @@ def _image_files(folder: epath.Path) -> Iterator[str]:
     top = os.fspath(folder)
     for where, _, names in folder.walk(on_error=stop):
         below = os.fspath(where)[len(top) :].lstrip("/")
+        if any(part.startswith((".", "__")) for part in below.split("/")):
+            continue
         for name in names:
             if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
                 yield os.path.join(below, name)

@@ -15,6 +15,7 @@ import gzip
 import math
 import os
 import zlib
+from collections.abc import Sequence
 from typing import Any, Protocol
 from urllib.parse import parse_qsl
 
@@ -22,7 +23,7 @@ import numpy as np
 from etils import epath
 
 from vitlab.data.folders import FolderSource, ImagesSource
-from vitlab.data.splits import resolve, split_names
+from vitlab.data.splits import Segment, resolve, split_names
 from vitlab.errors import InputError
 
 # A TFDS split of fewer bytes is kept in memory as it is read.
@@ -38,6 +39,7 @@ class Source(Protocol):
     """
 
     class_names: tuple[str, ...]
+    segments: Sequence[Segment]  # of the stored splits, whose examples these are
 
     def __len__(self) -> int:
         """The number of examples."""
@@ -137,7 +139,7 @@ class IdxSource:
                 )
             splits[name] = images, labels
         sizes = {name: len(labels) for name, (_, labels) in splits.items()}
-        segments = resolve(self._split, sizes, f"idx:{self._root}")
+        self.segments = segments = resolve(self._split, sizes, f"idx:{self._root}")
         self._images, self._labels = (
             np.concatenate([splits[name][part][start:stop] for name, start, stop in segments])
             for part in (0, 1)
@@ -181,7 +183,7 @@ class TfdsSource:
         self.class_names = tuple(features["label"].names)
         self._spec, self._split = spec, split
         sizes = {name: info.num_examples for name, info in builder.info.splits.items()}
-        ranges = resolve(split, sizes, spec)
+        self.segments = ranges = resolve(split, sizes, spec)
         segments = [f"{name}[{start}:{stop}]" for name, start, stop in ranges]
         images = [key for key, value in features.items() if isinstance(value, tfds.features.Image)]
         self._records = builder.as_data_source(

@@ -230,6 +230,9 @@ def contact_sheet(images: np.ndarray, titles: Sequence[str], path: epath.PathLik
     rows, columns, height, width, channels = images.shape
     if columns != len(titles):
         raise InputError(f"contact_sheet: {columns} columns have {len(titles)} titles")
+    if not rows:
+        _write(_nothing("no images"), path)
+        return
     # One picture of all: a subplot for each would take a second to draw.
     gap = max(1, width // 24)
     tiles = np.pad(images, [(0, 0), (0, 0), (0, gap), (0, gap), (0, 0)], constant_values=255)

@@ -48,8 +48,9 @@ class MAE(nn.Module):
             )
         if not isinstance(self.backbone, ViT) or self.backbone.pool not in ("cls", "gap"):
             raise InputError("MAE needs a ViT as its backbone, with pool 'cls' or 'gap'")
-        if self.backbone.num_classes or self.backbone.patch_dropout:
-            raise InputError("MAE's backbone has neither num_classes nor patch_dropout")
+        for field in ("num_classes", "patch_dropout", "norm_after_pool", "rep_size"):
+            if getattr(self.backbone, field):
+                raise InputError(f"MAE's backbone has no {field}: that is for the fine-tuning")
         for field in ("decoder_width", "decoder_depth", "decoder_heads"):
             if getattr(self, field) < 1:
                 raise InputError(f"MAE {field} is {getattr(self, field)} but must be at least 1")

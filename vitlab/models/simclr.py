@@ -62,6 +62,8 @@ class SimCLR(nn.Module):
           train: normalise by the batch's own statistics, which needs `mutable=["batch_stats"]`.
         """
         x, stages = self.backbone(views, train=train)
+        if x.ndim != 2:
+            raise InputError(f"SimCLR's backbone must pool its tokens, and gives {x.shape}")
         hidden = self.projector_width or x.shape[-1]
         for i in range(self.projector_layers):
             last = i == self.projector_layers - 1

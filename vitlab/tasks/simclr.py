@@ -173,7 +173,8 @@ class Contrastive:
     def evaluate(self, variables: Arrays, batch: Arrays, normalize: Callable) -> Arrays:
         """Of each row: the loss f32 among the images of its batch, and whether it is right f32.
 
-        The views of an example are always the same. More images in a batch make a larger loss.
+        The views of an example are always the same. More images in a batch make a larger loss, so
+        compare values of the same `batch_size` only.
         """
         views = self._prepared(batch, normalize)["image"]
         projections, _ = self.model.apply(variables, views.reshape(-1, *views.shape[2:]))
@@ -233,6 +234,11 @@ class Contrastive:
             x = augment_ops.random_greyscale(x, draws("greyscale"), c.greyscale)
         if c.blur[view]:
             kernel = 2 * int(c.blur_kernel * min(size) / 2) + 1
+            if kernel < 3:
+                raise InputError(
+                    f"config.augment.blur: a kernel of {c.blur_kernel} of {min(size)} pixels blurs "
+                    "nothing; set blur=(0.0, 0.0) or a larger blur_kernel"
+                )
             x = augment_ops.random_blur(x, draws("blur"), kernel, c.blur_sigma, c.blur[view])
         if c.solarize[view]:
             x = augment_ops.random_solarize(x, draws("solarize"), c.solarize[view])

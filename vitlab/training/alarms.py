@@ -2,6 +2,9 @@
 
 import dataclasses
 
+# What a projector's `feature_std` is below when all images have become one to it.
+COLLAPSED = 0.01
+
 
 @dataclasses.dataclass
 class LossWatch:

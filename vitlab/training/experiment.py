@@ -60,14 +60,16 @@ class FeaturesConfig:
 
     Attributes:
         protocols: of `vitlab.evaluation.probes`: `knn`; `linear`, many learning rates at once;
-            `logistic`, L-BFGS; `few_shot`. Spread and rank of the features are always measured.
+            `logistic`, L-BFGS; `few_shot`. Spread of the features, and effective rank of what
+            differs between them, are always measured; without protocols no labels are needed.
         train_split: what the protocols learn from; `split` is what they are judged on.
         train_source: of `train_split`; empty means that of `split`.
         layer: the stage that gives the features; of tokens the mean over the patches is taken.
         k, temperature: of knn.
         shots: examples a class, of few_shot.
         alarm_std, alarm_rank: `feature_std` or `effective_rank` below them is an alarm: the
-            backbone gives all images the same features. 0 turns it off.
+            backbone gives all images the same features, or varies them in one way only. 0 turns
+            it off.
     """
 
     protocols: tuple[Protocol, ...] = ("knn",)
@@ -77,7 +79,7 @@ class FeaturesConfig:
     k: int = 20
     temperature: float = 0.07
     shots: tuple[int, ...] = (1, 5, 10, 25)
-    alarm_std: float = 0.05
+    alarm_std: float = 0.01
     alarm_rank: float = 2.0
 
     def __post_init__(self):
@@ -122,6 +124,10 @@ class EvaluatorConfig:
             object.__setattr__(self, "features", FeaturesConfig())
         if self.kind != "features" and self.features is not None:
             raise InputError(f"features is for kind 'features' but kind is {self.kind!r}")
+
+    def wants_ema(self, ema_decay: float | None) -> bool:
+        """Whether it looks at the moving average, of a run with this `ema_decay`."""
+        return self.params == "ema" or (self.params == "auto" and ema_decay is not None)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -55,6 +55,8 @@ class Journal:
         self._file.write(json.dumps({"step": step, "alarm": text}) + "\n")
         if self._events:
             self._events.add_text("alarm", text, step)
+        if self._wandb:
+            self._wandb.log({"alarm": text}, step=step)
 
     def close(self) -> None:
         """Flushes everything to disk."""

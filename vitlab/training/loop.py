@@ -21,6 +21,7 @@ from vitlab import checkpoints, distributed
 from vitlab.data.pipeline import train_batches
 from vitlab.errors import DivergedError
 from vitlab.training import footprint, parallelism, report
+from vitlab.training.alarms import COLLAPSED
 from vitlab.training.evaluator import Evaluator, FeatureEvaluator
 from vitlab.training.journal import Journal
 from vitlab.training.memory import Best, Memory
@@ -228,6 +229,8 @@ class _Run:
             self.journal.write(step, values)
             self.progress.update(step, values)
         self._alarm(step, self.memory.loss.update(values["train/loss"]))
+        if values.get("train/feature_std", 1.0) < COLLAPSED:
+            self._alarm(step, "collapse: the projections of all images are becoming alike")
         return self.setup.reset_totals(state)
 
     def _due(self, step: int) -> list[Evaluator | FeatureEvaluator]:
@@ -269,10 +272,9 @@ class _Run:
     def _run_evaluator(
         self, evaluator: Evaluator | FeatureEvaluator, state: TrainState, step: int
     ) -> dict[str, float]:
-        wanted = evaluator.config.params
-        ema = wanted == "ema" or (wanted == "auto" and self.experiment.ema_decay is not None)
+        variables = state.variables(evaluator.config.wants_ema(self.experiment.ema_decay))
         log = functools.partial(self.log, everywhere=True)
-        result = evaluator.run(state.variables(ema), log, lambda: self.signum is not None)
+        result = evaluator.run(variables, log, lambda: self.signum is not None)
         if result is None:
             raise _InterruptedEvaluationError
         metrics, outputs = result
@@ -295,8 +297,11 @@ class _Run:
 
     def _alarm(self, step: int, *texts: str | None) -> None:
         for text in filter(None, texts):
+            alarm = {"step": step, "alarm": text}
+            if alarm in self.memory.alarms:  # an evaluation that was interrupted comes again
+                continue
             self.log(f"ALARM at step {step}: {text}")
-            self.memory.alarms.append({"step": step, "alarm": text})
+            self.memory.alarms.append(alarm)
             if self.progress:
                 self.journal.alarm(step, text)
 

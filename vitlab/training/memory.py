@@ -70,7 +70,7 @@ class Memory:
         best = {key: Best(**meta[key]) for key in ("best", "patience")}
         if best["best"].metric != self.best.metric:  # this key may change between restarts
             best["best"] = self.best
-        return Memory(**{**meta, **best, "loss": LossWatch(**meta["loss"])})
+        return Memory(**{**meta, **best, "loss": LossWatch(**meta.get("loss", {}))})
 
 
 def _short(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -258,6 +259,15 @@ class Setup:
             params, state = transfer.read(self.experiment.init_from)
             self._initial = params | state
             self._transfer({"params": self.target.params, **self.target.model_state})
+            other = [key for key in self._differing() if key in _MEANING and not self._allowed(key)]
+            if other:
+                raise InputError(
+                    "config.init_from: all parameters fit, but would mean something else"
+                    f"{self._what_would_fit()}; or name {other[0]!r} in config.init_allow"
+                )
+
+    def _allowed(self, key: str) -> bool:
+        return any(re.fullmatch(pattern, key) for pattern in self.experiment.init_allow)
 
     def _transfer(self, variables: Any) -> tuple[dict[str, Any], transfer.TransferReport]:
         """The variables, or shapes of them, with what `init_from` has in its place; by name."""
@@ -277,22 +287,26 @@ class Setup:
 
     def _what_would_fit(self) -> str:
         """The settings of the other run's backbone where they are not ours, for an error."""
-        directory = checkpoints.locate(self.experiment.init_from).path.parents[1]
-        if not (directory / "config.json").exists():
-            return ""
-        theirs = json.loads((directory / "config.json").read_text())["model"]
-        ours, where = self.resolved["model"], "config.model"
-        if "backbone" in ours:
-            ours, where = ours["backbone"], "config.model.backbone"
-        theirs = theirs.get("backbone", theirs)
-        differ = [
-            f"{where}.{key}={theirs[key]}"
-            for key in ours
-            if key in theirs and theirs[key] != ours[key] and key not in _NOT_OF_THE_BACKBONE
-        ]
+        where = "config.model.backbone" if "backbone" in self.resolved["model"] else "config.model"
+        differ = [f"{where}.{key}={value}" for key, value in self._differing().items()]
         return f". The backbone there has {', '.join(differ)}" if differ else ""
 
+    def _differing(self) -> dict[str, Any]:
+        """The fields of the other run's backbone that are not as ours, with their values there."""
+        directory = checkpoints.locate(self.experiment.init_from).path.parents[1]
+        if not (directory / "config.json").exists():
+            return {}
+        theirs = json.loads((directory / "config.json").read_text())["model"]
+        theirs, ours = (m.get("backbone", m) for m in (theirs, self.resolved["model"]))
+        return {
+            key: theirs[key]
+            for key in ours
+            if key in theirs and theirs[key] != ours[key] and key not in _NOT_OF_THE_BACKBONE
+        }
 
+
+# Fields of a model that change what its parameters mean, and none of their shapes.
+_MEANING = ("num_heads", "pos_embed", "rope_theta", "mlp", "norm_eps", "stem")
 # Fields of a model that a pretrained backbone may well have otherwise.
 _NOT_OF_THE_BACKBONE = (
     "num_classes", "pool", "norm_after_pool", "dropout", "drop_path", "patch_dropout", "rep_size",

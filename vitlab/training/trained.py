@@ -6,7 +6,6 @@ import os
 import pathlib
 from typing import Any
 
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -16,7 +15,6 @@ from vitlab.errors import InputError
 from vitlab.tasks.task import Task, task_class
 from vitlab.training import parallelism
 from vitlab.training.experiment import Experiment
-from vitlab.weights import transfer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +28,8 @@ class Trained:
         classes: names of the classes of its data, where the task is about classes.
         task: what was learned.
         mesh: all devices, each with all of the variables.
-        variables: `params` and the model's other collections, the average where the run kept one.
+        variables: `params` and the model's other collections.
+        ema: their moving average, where the run kept one.
     """
 
     workdir: pathlib.Path
@@ -40,6 +39,7 @@ class Trained:
     task: Task
     mesh: Mesh
     variables: dict[str, Any]
+    ema: dict[str, Any] | None
 
 
 def load_trained(path: os.PathLike | str) -> Trained:
@@ -65,9 +65,12 @@ def load_trained(path: os.PathLike | str) -> Trained:
         classes,
         jnp.dtype(experiment.dtype()),
     )
-    params, state = transfer.read(checkpoint.path)
-    variables = flax.traverse_util.unflatten_dict(state, sep="/")
-    variables["params"] = flax.traverse_util.unflatten_dict(params, sep="/")
+    try:
+        state = checkpoints.restore(checkpoint, only=["ema", "params", "model_state"])
+    except checkpoints.DamagedError as e:
+        raise InputError(f"{checkpoint.path} is damaged: {e}") from e
     mesh = parallelism.make_mesh(experiment.parallelism, jax.device_count())
-    variables = jax.device_put(variables, parallelism.replicated(mesh))
-    return Trained(workdir, checkpoint.step, experiment, classes, task, mesh, variables)
+    whole = parallelism.replicated(mesh)
+    variables = {"params": state["params"], **state.get("model_state", {})}
+    variables, ema = (jax.device_put(tree or None, whole) for tree in (variables, state.get("ema")))
+    return Trained(workdir, checkpoint.step, experiment, classes, task, mesh, variables, ema)

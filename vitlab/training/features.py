@@ -1,0 +1,177 @@
+"""What the frozen features of a backbone are worth: the evaluators of the kind `features`."""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from vitlab import config as config_lib
+from vitlab import distributed
+from vitlab.data.preprocess import Preprocess
+from vitlab.errors import InputError
+from vitlab.evaluation import collapse, pictures, probes
+from vitlab.tasks.task import Task
+from vitlab.training.experiment import EvaluatorConfig, FeaturesConfig
+from vitlab.training.split import Outputs, Split, Stop
+
+# Examples of which neighbours are drawn, and how many of each.
+SHOWN = 8
+NEIGHBOURS = 5
+# What each protocol measures, with the setting that it chose; few_shot has a number for each shot.
+_METRICS = {
+    "knn": ["knn_accuracy"],
+    "linear": ["linear_accuracy", "linear_learning_rate"],
+    "logistic": ["logistic_accuracy", "logistic_c"],
+}
+
+
+class FeatureEvaluator:
+    """Judges the frozen features of a task's backbone: `kind="features"`, for any task."""
+
+    def __init__(
+        self,
+        name: str,
+        config: EvaluatorConfig,
+        task: Task,
+        test: Split,
+        train: Split | None,
+        options: dict[str, Any] | None = None,
+    ):
+        self.name, self.config, self._test, self._train = name, config, test, train
+        self._settings: FeaturesConfig = config.features
+        where = f"config.evaluators.{name}"
+        if train is not None:
+            self._check_labels(where, test, train)
+        self._num_classes = len(test.source.class_names)
+
+        def features(variables, batch):
+            stages = task.features(variables, test.normalize(batch["image"]))
+            if self._settings.layer not in stages:
+                legal = config_lib.nearest(self._settings.layer, stages)
+                raise InputError(f"{where}.features.layer: there is no such stage{legal}")
+            return {"features": _pooled(stages, self._settings.layer), "label": batch["label"]}
+
+        self._features = jax.jit(features, compiler_options=options)
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """Of both splits' images."""
+        return self._test.preprocess
+
+    def metric_names(self, variables: Any) -> set[str]:
+        """As in `Evaluator`."""
+        self._test.shapes(self._features, variables)
+        names = ["feature_std", "effective_rank"]
+        for protocol in self._settings.protocols:
+            names += _METRICS.get(protocol, [f"{n}_shot_accuracy" for n in self._settings.shots])
+        return {f"{self.name}/{name}" for name in names}
+
+    def run(
+        self, variables: Any, log: Callable[[str], None], stop: Stop = lambda: False
+    ) -> tuple[dict[str, float], Outputs] | None:
+        """As in `Evaluator`; the outputs are the neighbours of a few examples."""
+        splits = [self._test] + ([self._train] if self._train else [])
+        found = []
+        for split in splits:
+            outputs = split.run(self._features, variables, self.name, log, stop)
+            if outputs is None:
+                return None
+            found.append(outputs)
+        test, *train = found
+        features = test["features"]
+        metrics = {
+            "feature_std": collapse.feature_std(features),
+            # Of what differs between images: a large common mean is no collapse.
+            "effective_rank": collapse.effective_rank(features - features.mean(axis=0)),
+        }
+        for protocol in self._settings.protocols:
+            if stop():
+                return None
+            metrics |= self._protocol(protocol, *train, test)
+        metrics = {f"{self.name}/{k}": float(v) for k, v in metrics.items()}
+        return distributed.metrics_from_first(metrics), _neighbours(*train, test) if train else {}
+
+    def draw(self, outputs: Outputs, directory: pathlib.Path) -> None:
+        """Writes `neighbours.png`: examples, each with the training examples nearest to it."""
+        if not outputs:
+            return
+        rows = [
+            [self._test.image(query), *map(self._train.image, near)]
+            for query, near in zip(outputs["id"], outputs["neighbours"], strict=True)
+        ]
+        titles = ["image", *(f"neighbour {i + 1}" for i in range(outputs["neighbours"].shape[1]))]
+        pictures.contact_sheet(np.asarray(rows), titles, directory / "neighbours.png")
+
+    def alarms(self, metrics: dict[str, float]) -> list[str]:
+        """A line for each sign that all images get the same features."""
+        c = self._settings
+        limits = {"feature_std": c.alarm_std, "effective_rank": c.alarm_rank}
+        return [
+            f"collapse: {self.name}/{name} is {value:.3g}, below {limit:g}: "
+            "all images are becoming alike to the backbone"
+            for name, limit in limits.items()
+            if (value := metrics[f"{self.name}/{name}"]) < limit
+        ]
+
+    def _check_labels(self, where: str, test: Split, train: Split) -> None:
+        classes = train.source.class_names
+        if not classes or classes != test.source.class_names:
+            raise InputError(
+                f"{where}: protocols judge features with labels, of the same classes in split and "
+                f"train_split; they have {few(test.source.class_names)} and {few(classes)}"
+            )
+        if train.overlaps(test):
+            raise InputError(
+                f"{where}: split and features.train_split have examples in common, on which "
+                "everything would look right; name two that have none"
+            )
+        needed = 2
+        if "few_shot" in self._settings.protocols:
+            needed = max(needed, max(self._settings.shots) * len(classes))
+        if len(train.source) < needed:
+            raise InputError(
+                f"{where}.features.train_split has {len(train.source)} examples, but its protocols "
+                f"need {needed}: take more, or fewer shots"
+            )
+
+    def _protocol(self, protocol: str, train: Outputs, test: Outputs) -> dict[str, float]:
+        c, n = self._settings, self._num_classes
+        data = (train["features"], train["label"], test["features"])
+        if protocol == "few_shot":
+            found = probes.few_shot(*data, test["label"], n, c.shots)
+            return {f"{shots}_shot_accuracy": value for shots, value in found.items()}
+        if protocol == "knn":
+            predicted, chosen = probes.knn(*data, n, c.k, c.temperature), ()
+        elif protocol == "linear":
+            predicted, *chosen, _ = probes.linear_probe(*data, n)
+        else:
+            predicted, *chosen, _ = probes.logistic_probe(*data, n)
+        values = [(predicted == test["label"]).mean(), *chosen]
+        return dict(zip(_METRICS[protocol], values, strict=True))
+
+
+def _pooled(stages: dict[str, jax.Array], layer: str) -> jax.Array:
+    """f32[batch, features]: the mean over the patches, or over the places of a feature map."""
+    x = stages[layer].astype(np.float32)
+    if x.ndim == 3:  # tokens, of which those before the patches are not counted
+        _, rows, columns, _ = stages["with_position"].shape
+        x = x[:, -rows * columns :] if x.shape[1] >= rows * columns else x
+    return x.mean(axis=tuple(range(1, x.ndim - 1))) if x.ndim > 2 else x
+
+
+def _neighbours(train: Outputs, test: Outputs) -> Outputs:
+    """The `id` of a few test examples, and of the training examples nearest to each."""
+    queries, keys = (
+        x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+        for x in (test["features"][:SHOWN], train["features"])
+    )
+    nearest = np.argsort(-queries @ keys.T, axis=1, kind="stable")[:, :NEIGHBOURS]
+    return {"id": test["id"][:SHOWN], "neighbours": train["id"][nearest]}
+
+
+def few(names: tuple[str, ...]) -> str:
+    """The first names and how many there are, for a message."""
+    shown = ", ".join(names[:4])
+    return f"({shown}, ... {len(names)} in all)" if len(names) > 4 else f"({shown})"

@@ -1,0 +1,129 @@
+"""One pass over a split, in order and on the devices: every example of it exactly once."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.errors
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from vitlab.data.pipeline import eval_batches, first_example
+from vitlab.data.preprocess import Preprocess
+from vitlab.data.sources import open_source
+from vitlab.errors import InputError
+from vitlab.training import parallelism
+from vitlab.training.experiment import EvaluatorConfig
+from vitlab.training.step import normalizer
+
+Outputs = dict[str, np.ndarray]
+Stop = Callable[[], bool]
+
+
+class Split:
+    """A split of an evaluator.
+
+    Args:
+        where: the config's key, for errors.
+        spec, name: the source string and the split.
+        config: the evaluator's section.
+        batch_size: over all devices.
+        workers: processes that read.
+        mesh: the devices.
+
+    Raises:
+        InputError: a wrong source, split or preprocessing.
+    """
+
+    def __init__(
+        self,
+        where: str,
+        spec: str,
+        name: str,
+        config: EvaluatorConfig,
+        batch_size: int,
+        workers: int,
+        mesh: Mesh,
+    ):
+        self.where, self.spec, self._mesh = where, spec, mesh
+        self.source = open_source(spec, name)
+        self._batch_size, self._workers, self._on_error = batch_size, workers, config.on_error
+        self.preprocess = Preprocess.parse(config.preprocess)
+        self.normalize = normalizer(self.preprocess.scale, self.preprocess.shift)
+        self._example = first_example(self.source, self.preprocess, config.on_error)
+
+    def shapes(self, function: Callable, variables: Any) -> Any:
+        """What `function(variables, batch)` gives for one example, as shapes.
+
+        Raises:
+            InputError: the model cannot take the images.
+        """
+        try:
+            return jax.eval_shape(function, variables, self._example)
+        except flax.errors.ScopeParamShapeError as e:
+            shape = self._example["image"].shape[1:]
+            raise InputError(
+                f"{self.where}.preprocess makes images {shape}, which do not fit the "
+                "model that the training images made"
+            ) from e
+
+    def run(
+        self,
+        function: Callable,
+        variables: Any,
+        name: str,
+        log: Callable[[str], None],
+        stop: Stop,
+        look: Callable[[Any], None] = lambda batch: None,
+    ) -> Outputs | None:
+        """What `function(variables, batch)` gives for every example, with `id`; None if stopped.
+
+        `look` is called with the first batch besides.
+        """
+        index, count = parallelism.process_share(self._mesh)
+        batches = eval_batches(
+            self.source,
+            self.preprocess,
+            batch_size=self._batch_size,
+            workers=self._workers,
+            process_index=index,
+            process_count=count,
+            on_error=self._on_error,
+        )
+        pieces = []
+        try:
+            for batch in batches:
+                if stop():
+                    return None
+                placed = parallelism.to_devices(batch, self._mesh)
+                if not pieces:
+                    look(placed)
+                outputs = function(variables, placed)
+                pieces.append({**outputs, "id": placed["id"], "mask": placed["mask"]})
+                if len(pieces) > 1:  # one batch behind, so that the devices never wait for it
+                    pieces[-2] = parallelism.to_host(pieces[-2])
+        finally:
+            batches.close()
+        if batches.broken:
+            log(f"{name}: {batches.broken_report()}")
+        rows = [*pieces[:-1], parallelism.to_host(pieces[-1])]
+        return {
+            k: np.concatenate([row[k][row["mask"]] for row in rows]) for k in rows[0] if k != "mask"
+        }
+
+    def image(self, index: int) -> np.ndarray:
+        """Pixels uint8[height, width, channels] of an example, as the model sees them."""
+        return self.preprocess(self.source[int(index)], np.random.default_rng(0))["image"]
+
+    def to_pixels(self, images: np.ndarray) -> np.ndarray:
+        """Normalized images to uint8, the inverse of `normalize`."""
+        pixels = (images - self.preprocess.shift) / self.preprocess.scale
+        return np.clip(np.round(pixels), 0, 255).astype(np.uint8)
+
+    def overlaps(self, other: "Split") -> bool:
+        """Whether the two have examples in common, as far as source strings tell."""
+        return self.spec == other.spec and any(
+            a.name == b.name and a.start < b.stop and b.start < a.stop
+            for a in self.source.segments
+            for b in other.source.segments
+        )
