@@ -80,6 +80,7 @@ def test_a_working_directory_holds_everything(unbroken):
     assert any(p.name.startswith("events") for p in (unbroken / "tensorboard").iterdir())
 
 
+@pytest.mark.slow
 def test_without_a_workdir_runs_go_to_runs(unbroken, tmp_path, monkeypatch, capsys):
     """Relative paths all the way: the default working directory, resuming, init_from."""
     monkeypatch.chdir(tmp_path)
@@ -297,6 +298,7 @@ def test_divergence_exits_3_and_keeps_the_last_good_checkpoint(tmp_path, capsys)
     assert not (workdir / "result.json").exists()
 
 
+@pytest.mark.slow
 def test_early_stopping_waits_for_its_patience(tmp_path, capsys):
     workdir = tmp_path / "early"
     flags = arguments(
@@ -348,6 +350,7 @@ def test_a_full_disk_fails_the_final_save_only(tmp_path, capsys, monkeypatch):
     assert err == "vitlab: error: the final checkpoint, of step 4, could not be saved\n"
 
 
+@pytest.mark.slow
 def test_fine_tuning_from_a_working_directory(unbroken, tmp_path, capsys):
     workdir = tmp_path / "tuned"
     flags = arguments(workdir, init_from=unbroken, total_steps=2, model__num_classes=12)

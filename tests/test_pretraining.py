@@ -97,9 +97,12 @@ def test_an_encoder_of_the_same_shapes_that_means_something_else_is_refused(mae,
         assert run("quickstart", tmp_path / "tuned", overrides) == 2
         assert said in capsys.readouterr().err
     allowed = {"init_allow": "['head/.*', 'num_heads']", "model.num_heads": 4}
-    assert run("quickstart", tmp_path / "tuned", {**FINETUNE, "init_from": mae, **allowed}) == 0
+    overrides = {**FINETUNE, "init_from": mae, **allowed, "model.mlp": "gelu_tanh"}
+    assert run("quickstart", tmp_path / "tuned", overrides) == 2
+    assert "or name 'mlp' in" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_evaluate_looks_at_the_average_where_the_run_did(tmp_path):
     """And at the parameters themselves where its config says so."""
     quick = {
@@ -160,6 +163,7 @@ def test_evaluate_with_bad_input_is_one_line(mae, tmp_path, capsys):
     assert "did you mean 'evaluate'?" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_images_without_labels_will_do(tmp_path, capsys):
     rng = np.random.default_rng(0)
     for i in range(20):

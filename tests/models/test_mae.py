@@ -189,3 +189,27 @@ def test_bad_input_is_one_line():
         with pytest.raises(InputError, match="^[^\n]*$") as error:
             make()
         assert said in str(error.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("variant", "bound"), [("B/16", 0.62), ("L/16", 0.40)])
+def test_a_step_costs_a_part_of_the_full_one(variant, bound):
+    """Forward and backward, by XLA's count of the program as it is written."""
+    fields = {"pos_embed": "sincos2d_mae", "scan": False}
+    mae, full = MAE(ViT(variant, **fields)), ViT(variant, num_classes=1000, **fields)
+    images = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
+    noise = jax.ShapeDtypeStruct((2, 196), jnp.float32)
+
+    def mae_loss(variables, images, noise):
+        prediction, stages = mae.apply(variables, images, noise)
+        return reconstruction_loss(prediction, images, stages["mask"], 16).mean()
+
+    def full_loss(variables, images):
+        return full.apply(variables, images)[0].sum()
+
+    def flops(model, loss, *inputs):
+        variables = jax.eval_shape(model.init, jax.random.key(0), *inputs)
+        return jax.jit(jax.grad(loss)).lower(variables, *inputs).cost_analysis()["flops"]
+
+    ratio = flops(mae, mae_loss, images, noise) / flops(full, full_loss, images)
+    assert 0.3 < ratio < bound
