@@ -70,7 +70,7 @@ OVERRIDES = {
     "simclr_digits": {**TINY_SIMCLR, **TINY_DIGITS},
 }
 # A few among the quick tests, the others among the slow ones.
-QUICK = ("image_folder", "quickstart", "simclr_digits", "vit_fashion_mnist")
+QUICK = ("quickstart", "vit_fashion_mnist")
 CONFIGS = [
     pytest.param(path.stem, marks=[] if path.stem in QUICK else pytest.mark.slow)
     for path in sorted((ROOT / "configs").glob("*.py"))

@@ -43,7 +43,7 @@ MODELS = {
                                  drop_path=0.3),
                    projector_layers=2, projector_width=16, projector_dim=8),
 }  # fmt: skip
-AUGMENT = {"classification": {"mixup": 0.5}}
+AUGMENT = {"classification": {"mixup": 0.5}, "simclr": {"blur_kernel": 0.4}}
 BATCH, SIZE = 16, 8
 
 
