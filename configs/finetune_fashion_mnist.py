@@ -5,6 +5,9 @@
 
 `init_from` is a run of `mae_fashion_mnist` or `simclr_fashion_mnist`; without it the same training
 starts from scratch.
+
+Reached 81.48 % on the test images after `mae_fashion_mnist` and 74.71 from scratch (means of three
+seeds), in 4 minutes on two cores of an AMD EPYC (`experiments/ssl`).
 """
 
 import ml_collections

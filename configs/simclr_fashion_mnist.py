@@ -3,6 +3,9 @@
     python -m vitlab.main --config configs/simclr_fashion_mnist.py:path=DIR --workdir runs/simclr
     python -m vitlab.main --config configs/finetune_fashion_mnist.py:path=DIR \\
         --config.init_from=runs/simclr
+
+Three epochs took 14 minutes on two cores of an AMD EPYC, which other jobs used too
+(`experiments/ssl`).
 """
 
 import ml_collections
