@@ -5,7 +5,7 @@ import pathlib
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from vitlab import config as config_lib
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0 if argv else 2
         config = config_lib.load(command.spec, command.overrides)
     except InputError as e:
-        return _failed(f"error: {e}", 2)
+        return failed(f"error: {e}", 2)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     # Heavy imports only now, so that a wrong command line is answered at once.
@@ -67,40 +67,52 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(config: dict[str, Any], command: Command) -> int:
-    import absl.logging
-    import jax
     from rich.console import Console
 
     from vitlab import distributed
-    from vitlab.training.loop import StoppedError, train
+    from vitlab.training.loop import train
+
+    def run():
+        distributed.start(command.coordinator, command.process_id, command.num_processes)
+        name = pathlib.Path(command.spec.partition(":")[0]).stem
+        train(config, command.workdir, name, Console(force_jupyter=False))
+
+    return exit_code(run)
+
+
+def exit_code(run: Callable[[], Any]) -> int:
+    """Runs a command, and turns every error that a user can meet into one line and a code."""
+    import absl.logging
+    import jax
+
+    from vitlab.training.loop import StoppedError
 
     # Orbax and Grain log tracebacks of errors that they also raise.
     absl.logging.set_verbosity(absl.logging.FATAL)
-    name = pathlib.Path(command.spec.partition(":")[0]).stem
     try:
-        distributed.start(command.coordinator, command.process_id, command.num_processes)
-        train(config, command.workdir, name, Console(force_jupyter=False))
+        run()
     except InputError as e:
-        return _failed(f"error: {e}", 2)
+        return failed(f"error: {e}", 2)
     except DivergedError as e:
-        return _failed(f"diverged: {e}", 3)
+        return failed(f"diverged: {e}", 3)
     except StoppedError as e:
-        return _failed(str(e), 128 + e.signum)
+        return failed(str(e), 128 + e.signum)
     except (OSError, WorkerError) as e:
-        return _failed(f"error: {e}", 1)
+        return failed(f"error: {e}", 1)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except jax.errors.JaxRuntimeError as e:
         reason = " ".join(str(e).split())[:300]
         if "RESOURCE_EXHAUSTED" in reason:
-            return _failed(f"error: a device has no memory left ({reason})", 1)
+            return failed(f"error: a device has no memory left ({reason})", 1)
         if jax.process_count() == 1:
             raise
-        return _failed(f"error: this or another process of the run failed ({reason})", 1)
+        return failed(f"error: this or another process of the run failed ({reason})", 1)
     return 0
 
 
-def _failed(line: str, code: int) -> int:
+def failed(line: str, code: int) -> int:
+    """Prints the line that says why a command ends with this code, and returns the code."""
     print(f"vitlab: {line}", file=sys.stderr, flush=True)
     return code
 

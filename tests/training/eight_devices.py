@@ -5,6 +5,7 @@ after each step], [first moment of each parameter after the first step], bytes o
 state on one device, {parameter: its layout}]}.
 """
 
+import functools
 import json
 import os
 import sys
@@ -16,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from vitlab.models.simclr import nt_xent
+from vitlab.tasks import simclr
 from vitlab.tasks.task import task_class
 from vitlab.training import layout, parallelism
 from vitlab.training.step import TrainState, make_train_step, normalizer
@@ -64,6 +67,8 @@ def train(model, way, dtype, steps, accumulate=1):
     mesh = parallelism.make_mesh(config, BATCH)
     axis = parallelism.PMAP_AXIS if mode == "pmap" else None
     name = model if model in ("mae", "simclr") else "classification"
+    # On several devices in several blocks, on one in one.
+    simclr.nt_xent = functools.partial(nt_xent, block=BATCH if way == "one" else 4)
     task = task_class(name).from_config(
         MODELS[model], {}, AUGMENT.get(name, {}), ("a", "b", "c"), dtype, axis
     )

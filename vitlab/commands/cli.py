@@ -1,12 +1,11 @@
 """`vitlab VERB ...`: everything but training, which is `python -m vitlab.main`."""
 
 import importlib
-import signal
 import sys
 from collections.abc import Sequence
 
 from vitlab.config import nearest
-from vitlab.errors import InputError, WorkerError
+from vitlab.main import exit_code, failed
 
 USAGE = """\
 usage: vitlab VERB ...
@@ -25,18 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if argv else 2
-    try:
-        if argv[0] not in VERBS:
-            raise InputError(f"there is no verb {argv[0]!r}{nearest(argv[0], VERBS)}")
-        return importlib.import_module(VERBS[argv[0]]).run(argv[1:])
-    except InputError as e:
-        return _failed(e, 2)
-    except (OSError, WorkerError) as e:
-        return _failed(e, 1)
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
-
-
-def _failed(error: Exception, code: int) -> int:
-    print(f"vitlab: error: {error}", file=sys.stderr, flush=True)
-    return code
+    if argv[0] not in VERBS:
+        return failed(f"error: there is no verb {argv[0]!r}{nearest(argv[0], VERBS)}", 2)
+    verb = importlib.import_module(VERBS[argv[0]])
+    if {"-h", "--help"} & set(argv):
+        print(verb.USAGE)
+        return 0
+    return exit_code(lambda: verb.run(argv[1:]))

@@ -31,15 +31,12 @@ Numbers go to the terminal and WORKDIR/evaluate/result.json, pictures to the sam
 OPTIONS = ("source", "split", "train_split", "preprocess", "batch_size", "layer")
 
 
-def run(arguments: list[str]) -> int:
+def run(arguments: list[str]) -> None:
     """Evaluates as the command line says.
 
     Raises:
         InputError: anything in it is wrong.
     """
-    if not arguments or {"-h", "--help"} & set(arguments):
-        print(USAGE)
-        return 0 if arguments else 2
     workdir, protocols, options = parse(arguments)
 
     from rich.console import Console
@@ -88,7 +85,6 @@ def run(arguments: list[str]) -> int:
         "evaluators": {name: config_lib.as_dict(section) for name, section in sections.items()},
     }
     (out / "result.json").write_text(json.dumps(result, indent=1) + "\n")
-    return 0
 
 
 def parse(arguments: list[str]) -> tuple[str, list[str], dict[str, Any]]:

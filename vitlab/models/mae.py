@@ -14,8 +14,8 @@ from einops import rearrange
 from jax import Array
 
 from vitlab.errors import InputError
-from vitlab.models.dense import Dense
-from vitlab.models.vit import XAVIER, XAVIER_QKV, Attention, Encoder, Mlp, ViT
+from vitlab.models.transformer import XAVIER, XAVIER_QKV, Attention, Dense, Encoder, Mlp
+from vitlab.models.vit import ViT
 from vitlab.ops.positions import sincos_2d
 
 
@@ -106,21 +106,6 @@ class MAE(nn.Module):
         outputs = backbone.patch_size**2 * images.shape[-1]
         prediction = dense(outputs, name="decoder_pred")(x)
         return prediction, {**stages, **encoder_stages, "mask": mask}
-
-    def features(self, images: Array) -> dict[str, Array]:
-        """The backbone's stages for whole images, none of them masked."""
-        return self.backbone(images)[1]
-
-    @property
-    def num_layers(self) -> int:
-        """The backbone's number of blocks."""
-        return self.backbone.num_layers
-
-    @nn.nowrap
-    def layer_of(self, path: str) -> int:
-        """The backbone's layer of a parameter; the decoder is in the one after its last."""
-        root, _, rest = path.partition("/")
-        return self.backbone.layer_of(rest) if root == "backbone" else self.num_layers + 1
 
 
 def random_mask(noise: Array, mask_ratio: float) -> tuple[Array, Array, Array]:

@@ -83,21 +83,6 @@ class SimCLR(nn.Module):
             x = x if last else nn.relu(x)
         return x, stages
 
-    def features(self, images: Array) -> dict[str, Array]:
-        """The backbone's stages, f[batch, ...] each."""
-        return self.backbone(images)[1]
-
-    @property
-    def num_layers(self) -> int:
-        """The backbone's number of blocks."""
-        return self.backbone.num_layers
-
-    @nn.nowrap
-    def layer_of(self, path: str) -> int:
-        """The backbone's layer of a parameter; the projector is in the one after its last."""
-        root, _, rest = path.partition("/")
-        return self.backbone.layer_of(rest) if root == "backbone" else self.num_layers + 1
-
 
 def unit_length(projections: Array) -> Array:
     """f[..., dim] -> f32[..., dim] of length 1."""

@@ -9,14 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vitlab import config as config_lib
 from vitlab.errors import InputError
 from vitlab.evaluation import pictures
-from vitlab.models.build import build_with_backbone, model_settings
 from vitlab.models.simclr import SimCLR, nt_xent, unit_length
 from vitlab.ops import augment as augment_ops
 from vitlab.ops import crops, keys
 from vitlab.ops.collectives import total, whole_batch
+from vitlab.tasks.pretraining import Pretraining
 from vitlab.tasks.task import Arrays
 
 
@@ -80,47 +79,13 @@ class AugmentConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Contrastive:
+class Contrastive(Pretraining):
     """See `vitlab.tasks.task.Task` for what each function promises."""
 
-    model: SimCLR
-    loss_config: LossConfig
-    augment_config: AugmentConfig
-    axis_name: str | None = None
-
     evaluators: ClassVar[tuple[str, ...]] = ("contrast",)
-    classes: ClassVar[tuple[str, ...]] = ()
-
-    @classmethod
-    def from_config(
-        cls,
-        model: Arrays,
-        loss: Arrays,
-        augment: Arrays,
-        classes: tuple[str, ...],
-        dtype: Any,
-        axis_name: str | None = None,
-    ) -> "Contrastive":
-        """Builds the task. `config.model` has `backbone` and the fields of `SimCLR`.
-
-        Raises:
-            InputError: a wrong key or value.
-        """
-        del classes
-        return cls(
-            model=build_with_backbone(SimCLR, model, dtype=dtype, axis_name=axis_name),
-            loss_config=config_lib.section(loss, LossConfig, "config.loss"),
-            augment_config=config_lib.section(augment, AugmentConfig, "config.augment"),
-            axis_name=axis_name,
-        )
-
-    def settings(self) -> dict[str, Any]:
-        """The sections that this task read, resolved."""
-        return {
-            "model": config_lib.as_dict(model_settings(self.model)),
-            "loss": config_lib.as_dict(self.loss_config),
-            "augment": config_lib.as_dict(self.augment_config),
-        }
+    model_class = SimCLR
+    loss_class = LossConfig
+    augment_class = AugmentConfig
 
     def init(self, key: jax.Array, images: jax.Array) -> dict[str, Any]:
         """Fresh variables for images of this shape."""
@@ -166,17 +131,13 @@ class Contrastive:
         }
         return {"nt_xent": ((losses * weight).sum(), count, 1.0)}, metrics, new_state
 
-    def features(self, variables: Arrays, images: jax.Array) -> Arrays:
-        """The backbone's stages."""
-        return self.model.apply(variables, images, method="features")
-
     def evaluate(self, variables: Arrays, batch: Arrays, normalize: Callable) -> Arrays:
         """Of each row: the loss f32 among the images of its batch, and whether it is right f32.
 
         The views of an example are always the same. More images in a batch make a larger loss, so
         compare values of the same `batch_size` only.
         """
-        views = self._prepared(batch, normalize)["image"]
+        views = self.augment_alike(batch, normalize)["image"]
         projections, _ = self.model.apply(variables, views.reshape(-1, *views.shape[2:]))
         projections = projections.reshape(*views.shape[:2], -1)
         loss, nearest = nt_xent(projections, batch["mask"], self.loss_config.temperature)
@@ -185,7 +146,7 @@ class Contrastive:
     def show(self, variables: Arrays, batch: Arrays, normalize: Callable) -> Arrays:
         """Of each row: its two views f32[2, height, width, channels]."""
         del variables
-        return {"views": self._prepared(batch, normalize)["image"]}
+        return {"views": self.augment_alike(batch, normalize)["image"]}
 
     def metrics(self, outputs: Mapping[str, np.ndarray]) -> dict[str, float]:
         """Means over the split."""
@@ -204,15 +165,6 @@ class Contrastive:
         pictures.contact_sheet(
             to_pixels(shown["views"]), ("view 1", "view 2"), directory / "views.png"
         )
-
-    def layer_of(self, path: str) -> int:
-        """As the model says."""
-        return self.model.layer_of(path)
-
-    @property
-    def num_layers(self) -> int:
-        """The projector's layer, which is after the backbone's last."""
-        return self.model.num_layers + 1
 
     def _view(self, images: jax.Array, batch: Arrays, seed: int, view: int) -> jax.Array:
         """f32[batch, height, width, channels] in [0, 1]: one random view of each image."""
@@ -243,10 +195,6 @@ class Contrastive:
         if c.solarize[view]:
             x = augment_ops.random_solarize(x, draws("solarize"), c.solarize[view])
         return x
-
-    def _prepared(self, batch: Arrays, normalize: Callable) -> Arrays:
-        """A batch of an evaluation, with views of each example that never change."""
-        return self.augment({**batch, "epoch": jnp.zeros_like(batch["id"])}, normalize, 0, 0)
 
     def _view_size(self, images: jax.Array) -> tuple[int, int]:
         size = self.augment_config.size

@@ -82,9 +82,9 @@ class Evaluator:
             return task.evaluate(variables, batch, split.normalize)
 
         def show(variables, batch):
-            few = {key: rows[:SHOWN] for key, rows in batch.items()}
-            shown = task.show(variables, few, split.normalize)
-            return {**shown, "id": few["id"], "mask": few["mask"]} if shown else {}
+            first = {key: rows[:SHOWN] for key, rows in batch.items()}
+            shown = task.show(variables, first, split.normalize)
+            return {**shown, "id": first["id"], "mask": first["mask"]} if shown else {}
 
         self._evaluate = jax.jit(evaluate, compiler_options=options)
         self._show = jax.jit(show, compiler_options=options)

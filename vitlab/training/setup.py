@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -259,15 +258,14 @@ class Setup:
             params, state = transfer.read(self.experiment.init_from)
             self._initial = params | state
             self._transfer({"params": self.target.params, **self.target.model_state})
-            other = [key for key in self._differing() if key in _MEANING and not self._allowed(key)]
+            allow = self.experiment.init_allow
+            other = [key for key in _MEANING if key in self._differing()]
+            other = [key for key in other if not transfer.allowed(key, allow)]
             if other:
                 raise InputError(
                     "config.init_from: all parameters fit, but would mean something else"
                     f"{self._what_would_fit()}; or name {other[0]!r} in config.init_allow"
                 )
-
-    def _allowed(self, key: str) -> bool:
-        return any(re.fullmatch(pattern, key) for pattern in self.experiment.init_allow)
 
     def _transfer(self, variables: Any) -> tuple[dict[str, Any], transfer.TransferReport]:
         """The variables, or shapes of them, with what `init_from` has in its place; by name."""

@@ -105,9 +105,6 @@ def transfer(
         except re.error as e:
             raise InputError(f"config.init_allow: {pattern!r} is no regular expression: {e}") from e
 
-    def allowed(name):
-        return any(re.fullmatch(pattern, name) for pattern in allow)
-
     source, left, own = _aligned(target, source)
     filled: dict[str, np.ndarray] = {}
     loaded, resized, new, problems = [], [], [], []
@@ -116,7 +113,7 @@ def transfer(
         filled[name] = fresh
         if have is None:
             new.append(name)
-            if name not in own and not allowed(name):
+            if name not in own and not allowed(name, allow):
                 problems.append(f"{name} is not there")
         elif have.shape == fresh.shape:
             filled[name] = np.asarray(have, fresh.dtype)
@@ -126,10 +123,10 @@ def transfer(
             resized.append(name)
         else:
             new.append(name)
-            if not allowed(name):
+            if not allowed(name, allow):
                 problems.append(f"{name} is {have.shape} there and {fresh.shape} here")
     unused = [name for name in source if name not in target]
-    problems += [f"{name} is not in this model" for name in unused if not allowed(name)]
+    problems += [f"{name} is not in this model" for name in unused if not allowed(name, allow)]
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise InputError(
@@ -138,6 +135,11 @@ def transfer(
         )
     report = TransferReport(tuple(loaded), tuple(resized), tuple(new), tuple(unused), left)
     return filled, report
+
+
+def allowed(name: str, allow: Sequence[str]) -> bool:
+    """Whether one of the regexes matches the whole name."""
+    return any(re.fullmatch(pattern, name) for pattern in allow)
 
 
 def _aligned(

@@ -1,0 +1,82 @@
+"""What the tasks share that pretrain a backbone on images without labels."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar, Self
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vitlab import config as config_lib
+from vitlab.models.build import build_with_backbone, model_settings
+from vitlab.tasks.task import Arrays
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretraining:
+    """A task whose model has a `backbone`, which is what remains of it.
+
+    A method names its classes and adds `init`, `augment`, `loss`, `evaluate`, `show`, `metrics` and
+    `pictures`; see `vitlab.tasks.task.Task` for what each promises.
+    """
+
+    model: nn.Module
+    loss_config: Any
+    augment_config: Any
+    axis_name: str | None = None
+
+    classes: ClassVar[tuple[str, ...]] = ()
+    model_class: ClassVar[type[nn.Module]]  # around a backbone
+    loss_class: ClassVar[type]  # of `config.loss`
+    augment_class: ClassVar[type]  # of `config.augment`
+
+    @classmethod
+    def from_config(
+        cls,
+        model: Arrays,
+        loss: Arrays,
+        augment: Arrays,
+        classes: tuple[str, ...],
+        dtype: Any,
+        axis_name: str | None = None,
+    ) -> Self:
+        """Builds the task. `config.model` has `backbone` and the fields of the model's class.
+
+        Raises:
+            InputError: a wrong key or value.
+        """
+        del classes
+        return cls(
+            model=build_with_backbone(cls.model_class, model, dtype=dtype, axis_name=axis_name),
+            loss_config=config_lib.section(loss, cls.loss_class, "config.loss"),
+            augment_config=config_lib.section(augment, cls.augment_class, "config.augment"),
+            axis_name=axis_name,
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """The sections that this task read, resolved."""
+        return {
+            "model": config_lib.as_dict(model_settings(self.model)),
+            "loss": config_lib.as_dict(self.loss_config),
+            "augment": config_lib.as_dict(self.augment_config),
+        }
+
+    def augment_alike(self, batch: Arrays, normalize: Callable) -> Arrays:
+        """`augment` for an evaluation, where the draws of an example are always the same."""
+        always = jnp.zeros_like(batch["id"])
+        return self.augment({**batch, "epoch": always}, normalize, 0, jnp.zeros((), jnp.int32))
+
+    def features(self, variables: Arrays, images: jax.Array) -> Arrays:
+        """The backbone's stages for whole images f32[batch, height, width, channels]."""
+        return self.model.apply(variables, images, method=lambda model, x: model.backbone(x)[1])
+
+    def layer_of(self, path: str) -> int:
+        """The backbone's layer of a parameter; what stays behind is in the one after its last."""
+        root, _, rest = path.partition("/")
+        return self.model.backbone.layer_of(rest) if root == "backbone" else self.num_layers
+
+    @property
+    def num_layers(self) -> int:
+        """As of a classifier with this backbone, whose head is after the last block."""
+        return self.model.backbone.num_layers + 1
