@@ -10,12 +10,13 @@ from vitlab.main import exit_code, failed
 USAGE = """\
 usage: vitlab VERB ...
 
+  data       check a data set before it costs a night, or draw what is annotated in it
   evaluate   measure a run again, or judge its frozen features: kNN, linear, few-shot
 
 vitlab VERB --help says more. To train: python -m vitlab.main --config FILE.
 Exit codes: 0 done, 1 failed, 2 wrong input."""
 
-VERBS = {"evaluate": "vitlab.commands.evaluate"}
+VERBS = {"data": "vitlab.commands.data", "evaluate": "vitlab.commands.evaluate"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,4 +31,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     if {"-h", "--help"} & set(argv):
         print(verb.USAGE)
         return 0
-    return exit_code(lambda: verb.run(argv[1:]))
+    codes: list[int | None] = []  # A verb may end with a code of its own.
+    return exit_code(lambda: codes.append(verb.run(argv[1:]))) or codes[0] or 0

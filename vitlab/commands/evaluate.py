@@ -4,6 +4,7 @@ import json
 from typing import Any, get_args
 
 from vitlab import config as config_lib
+from vitlab.commands.arguments import parse as parse_arguments
 from vitlab.errors import InputError
 
 USAGE = """\
@@ -95,18 +96,7 @@ def parse(arguments: list[str]) -> tuple[str, list[str], dict[str, Any]]:
     """
     from vitlab.training.experiment import Protocol
 
-    plain, options = [], {}
-    rest = iter(arguments)
-    for argument in rest:
-        if not argument.startswith("--"):
-            plain.append(argument)
-            continue
-        name, equals, value = argument.removeprefix("--").partition("=")
-        if name not in OPTIONS:
-            raise InputError(f"argument --{name} does not exist{config_lib.nearest(name, OPTIONS)}")
-        options[name] = value if equals else next(rest, "")
-        if not options[name]:
-            raise InputError(f"argument --{name} needs a value")
+    plain, options = parse_arguments(arguments, OPTIONS)
     if not plain:
         raise InputError("vitlab evaluate needs a working directory, such as runs/mae")
     for protocol in plain[1:]:

@@ -76,6 +76,21 @@ def decode(
     return _pixels(_upright(picture), channels)
 
 
+def image_size(data: bytes, where: str) -> tuple[int, int]:
+    """Width and height in pixels of an encoded image, upright as EXIF says, from its header.
+
+    Raises:
+      InputError: it is no image; the line begins with `where`.
+    """
+    try:
+        picture = Image.open(io.BytesIO(data), formats=_FORMATS)
+        turned = picture.getexif().get(_ORIENTATION, 1) >= 5
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{where}: the image cannot be read ({reason})") from None
+    return picture.size[::-1] if turned else picture.size
+
+
 def _upright(picture: Image.Image) -> Image.Image:
     try:
         orientation = picture.getexif().get(_ORIENTATION, 1)

@@ -67,7 +67,7 @@ class FolderSource:
             label = self.class_names.index(name)
             place = os.path.relpath(folder, self._root)
             for path in found:
-                key = _place_in_order(os.path.join(name, path))
+                key = place_in_order(os.path.join(name, path))
                 keyed.append((key, os.path.join(place, path), label))
         if not keyed:
             raise InputError(f"split folder {folders[split]} holds no class folder with images")
@@ -77,7 +77,7 @@ class FolderSource:
         return len(self._paths)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"image": _read_file(self.describe(index)), "label": int(self._labels[index])}
+        return {"image": read_file(self.describe(index)), "label": int(self._labels[index])}
 
     def describe(self, index: int) -> str:
         return os.path.join(self._root, self._paths[index])
@@ -94,7 +94,7 @@ class ImagesSource:
         if not root.is_dir():
             raise InputError(f"images {root} does not exist or is not a folder")
         self._root = os.fspath(root)
-        found = sorted(_image_files(root), key=_place_in_order)
+        found = sorted(_image_files(root), key=place_in_order)
         if not found:
             kinds = ", ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
             raise InputError(f"images {root} holds no image ({kinds})")
@@ -108,18 +108,19 @@ class ImagesSource:
         return len(self._paths)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"image": _read_file(self.describe(index)), "label": 0}
+        return {"image": read_file(self.describe(index)), "label": 0}
 
     def describe(self, index: int) -> str:
         return os.path.join(self._root, self._paths[index])
 
 
-def _place_in_order(path: str) -> bytes:
+def place_in_order(path: str) -> bytes:
     """A hash of a relative path, by which files are sorted."""
     return hashlib.blake2b(path.encode("utf-8", "surrogateescape"), digest_size=16).digest()
 
 
-def _read_file(path: str) -> bytes:
+def read_file(path: str) -> bytes:
+    """The bytes of a file; an InputError names it where it cannot be read."""
     try:
         return epath.Path(path).read_bytes()
     except OSError as error:

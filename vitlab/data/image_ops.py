@@ -1,4 +1,4 @@
-"""Host-side operations on one image: channels, crops, flips, rotation.
+"""Host-side operations on one image: channels, crops, rotation.
 
 Every op takes `image: uint8[height, width, channels]` and gives one back; a random op takes the
 example's `numpy.random.Generator` second and draws from nothing else. Their arguments are those of
@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import numpy as np
 from PIL import Image
 
-from vitlab.data.arguments import Between, Level, Method, Probability, Side, Size
+from vitlab.data.arguments import Between, Level, Method, Side, Size
 from vitlab.data.resize import resize, through_pillow
 from vitlab.errors import InputError
 
@@ -181,11 +181,6 @@ def _box_by_area(
 def _anywhere(height: int, width: int, h: int, w: int, rng: np.random.Generator) -> _Box:
     # TensorFlow never draws the last row and column of positions; torchvision and this do.
     return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
-
-
-def flip_lr(image: np.ndarray, rng: np.random.Generator, p: Probability = 0.5) -> np.ndarray:
-    """Mirrors the image left to right with probability `p`."""
-    return image[:, ::-1] if rng.random() < p else image
 
 
 def rotate(

@@ -7,8 +7,11 @@
 A string is a chain of ops with arguments, as `vitlab.data.op_strings` reads it. All ops but the
 last run on the host and leave a uint8 image; the last is `value_range(low, high)` or
 `normalize(...)`, an affine map that the compiled step applies, so that images travel to the device
-as bytes. The ops are in `vitlab.data.decode`, `resize`, `image_ops` and `randaugment`; `onehot` and
-the last two are here.
+as bytes. The ops are in `vitlab.data.decode`, `resize`, `image_ops`, `geometry` and `randaugment`;
+`onehot` and the last two are here.
+
+A string with `pad_boxes` is for detection: the boxes of the image's objects then move with the
+image, and ops that could not move them are refused.
 """
 
 import dataclasses
@@ -18,12 +21,12 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from vitlab.data import image_ops
+from vitlab.data import geometry, image_ops
 from vitlab.data.arguments import Between
 from vitlab.data.decode import decode
 from vitlab.data.op_strings import Op, parse_ops, spell_op, unknown
 from vitlab.data.randaugment import randaug, three_augment
-from vitlab.data.resize import resize, resize_small
+from vitlab.data.resize import resize_small
 from vitlab.errors import InputError
 
 # Means and standard deviations of the channels in units of 0 to 1, as the models that were
@@ -113,24 +116,39 @@ _OPS = types.MappingProxyType(
             decode,
             image_ops.grey_to_rgb,
             image_ops.to_grey,
-            resize,
+            geometry.resize,
             resize_small,
             image_ops.central_crop,
             image_ops.random_crop,
             image_ops.inception_crop,
-            image_ops.flip_lr,
+            geometry.flip_lr,
+            geometry.letterbox,
+            geometry.scale_jitter,
+            geometry.random_size_crop,
             image_ops.rotate,
             randaug,
             three_augment,
             onehot,
+            geometry.pad_boxes,
         )
     }
 )
 _LAST_OPS = types.MappingProxyType({op.__name__: op for op in (value_range, normalize)})
 _CHECKS = types.MappingProxyType({"inception_crop": image_ops.check_inception_crop})
-_RANDOM = frozenset(name for name, op in _OPS.items() if "rng" in inspect.signature(op).parameters)
+
+
+def _parameters(op) -> tuple[str, ...]:
+    return tuple(inspect.signature(op).parameters)
+
+
+_RANDOM = frozenset(name for name, op in _OPS.items() if "rng" in _parameters(op))
 # Ops on the whole example rather than on its image.
-_ON_EXAMPLE = frozenset({"onehot"})
+_ON_EXAMPLE = frozenset(name for name, op in _OPS.items() if "example" in _parameters(op))
+# Ops that leave every pixel where it is, or move the boxes with them.
+_MOVES_BOXES = frozenset({"decode", "grey_to_rgb", "to_grey", "resize", "flip_lr", "letterbox"})
+_MOVES_BOXES |= {"scale_jitter", "random_size_crop", "pad_boxes"}
+# Ops that pad: after them the image is not all there is.
+_PADS = frozenset({"letterbox", "scale_jitter"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,6 +189,7 @@ class Preprocess:
                 f"{last.where} cannot be the last op, value_range or normalize must be: add "
                 "|value_range(-1,1)"
             )
+        _check_boxes(ops)
         for op in ops:
             try:
                 if op.name in _CHECKS:
@@ -196,7 +215,12 @@ class Preprocess:
           InputError: the image cannot be decoded, or is not what an op needs.
         """
         example = {**example, "image": self._checked(example["image"])}
+        objects = example.pop("objects", None)
+        if self.pads_boxes and objects is None:
+            raise InputError("pad_boxes: the source has no boxes")
         for op in self.ops[:-1]:
+            if self.pads_boxes and "boxes" not in example and op.name != "decode":
+                example = geometry.with_boxes(example, objects)
             arguments = dict(op.arguments)
             if op.name in _RANDOM:
                 arguments["rng"] = rng
@@ -205,6 +229,8 @@ class Preprocess:
             else:
                 example["image"] = _OPS[op.name](example["image"], **arguments)
         image = np.ascontiguousarray(example["image"])
+        if not self.pads_boxes:
+            example.pop("content", None)
         if self.scale.size not in (1, image.shape[2]):
             remedy = ": put grey_to_rgb before it" if image.shape[2] == 1 else ""
             raise InputError(
@@ -212,6 +238,11 @@ class Preprocess:
                 f"{image.shape[2]}{remedy}"
             )
         return {**example, "image": image}
+
+    @property
+    def pads_boxes(self) -> bool:
+        """Whether the string is for detection."""
+        return any(op.name == "pad_boxes" for op in self.ops)
 
     def _checked(self, image: Any) -> bytes | np.ndarray:
         if isinstance(image, bytes | bytearray | memoryview):
@@ -229,6 +260,22 @@ class Preprocess:
     def __str__(self) -> str:
         """Gives the shortest string that parses to the same ops."""
         return "|".join(spell_op(op, (_OPS | _LAST_OPS)[op.name]) for op in self.ops)
+
+
+def _check_boxes(ops: tuple[Op, ...]) -> None:
+    """That boxes, where there are any, are moved with the image until they are padded."""
+    names = [op.name for op in ops]
+    if "pad_boxes" in names:
+        for op in ops[:-1]:
+            if op.name not in _MOVES_BOXES:
+                allowed = ", ".join(sorted(_MOVES_BOXES - {"decode", "pad_boxes"}))
+                raise InputError(f"{op.where} cannot move boxes: beside pad_boxes use {allowed}")
+        for op in ops[names.index("pad_boxes") + 1 : -1]:
+            raise InputError(f"{op.where} cannot come after pad_boxes")
+    pads = next((i for i, name in enumerate(names) if name in _PADS), len(ops))
+    for op in ops[pads + 1 :]:
+        if op.name in _MOVES_BOXES - {"flip_lr", "grey_to_rgb", "to_grey", "pad_boxes"}:
+            raise InputError(f"{op.where} cannot come after {names[pads]}, which pads")
 
 
 def _float32(values: Any) -> np.ndarray:

@@ -7,6 +7,9 @@
 | `folder:PATH` | PATH/SPLIT/CLASS/**/*.jpg, or PATH/CLASS/*.jpg as the one split `train` |
 | `images:PATH` | every image file below PATH, without labels, as the one split `train` |
 | `idx:PATH[?classes=a,b,c]` | the four files of the MNIST family, plain or gzipped |
+| `coco:INSTANCES.json[?images=PATH]` | COCO's objects; `{split}` in either is filled in |
+| `voc:PATH[?classes=a,b,c&offset=1]` | Pascal VOC's Annotations, JPEGImages and ImageSets/Main |
+| `yolo:data.yaml` | YOLO's labels, a text file an image |
 
 Every source understands the split grammar of TFDS (see `splits`).
 """
@@ -22,10 +25,14 @@ from urllib.parse import parse_qsl
 import numpy as np
 from etils import epath
 
+from vitlab.data.annotations import Annotation
+from vitlab.data.decode import image_size
 from vitlab.data.folders import FolderSource, ImagesSource
 from vitlab.data.splits import Segment, resolve, split_names
 from vitlab.errors import InputError
 
+# COCO's 80 classes are numbered from 1 to 90, with gaps.
+_COCO_IDS = tuple(i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83))
 # A TFDS split of fewer bytes is kept in memory as it is read.
 _KEPT_BYTES = 64 << 20
 
@@ -64,16 +71,22 @@ def open_source(spec: str, split: str) -> Source:
     scheme, _, rest = spec.partition(":")
     place, _, query = rest.partition("?")
     options = dict(parse_qsl(query, keep_blank_values=True))
-    if scheme != "digits" and scheme in _OPTIONS and not place:
+    if scheme in _OPTIONS and not place:
         raise InputError(f"source {spec!r} names nothing: write {scheme}:{_EXAMPLES[scheme]}")
     for key in options:
         if key not in _OPTIONS.get(scheme, ()):
             allowed = ", ".join(_OPTIONS.get(scheme, ())) or "no option"
             raise InputError(f"source {spec!r}: unknown option {key!r}, {scheme}: takes {allowed}")
     if spec == "digits":
-        from vitlab.data.digits import prepare_digits  # TFDS takes half a second to import.
+        from vitlab.data.digits import Digits  # TFDS takes half a second to import.
+        from vitlab.data.embedded import prepare
 
-        return TfdsSource("digits", split, os.fspath(prepare_digits()), spec)
+        return TfdsSource("digits", split, os.fspath(prepare(Digits)), spec)
+    if spec == "digit_scenes":
+        from vitlab.data.digit_scenes import DigitScenes
+        from vitlab.data.embedded import prepare
+
+        return TfdsSource("digit_scenes", split, os.fspath(prepare(DigitScenes)), spec)
     if scheme == "tfds":
         return TfdsSource(place, split, options.get("data_dir"), spec)
     if scheme == "folder":
@@ -82,12 +95,40 @@ def open_source(spec: str, split: str) -> Source:
         return ImagesSource(place, split)
     if scheme == "idx":
         return IdxSource(place, split, options.get("classes"))
-    known = "digits, tfds:NAME, folder:PATH, images:PATH, idx:PATH"
-    raise InputError(f"source {spec!r} is not known: the sources are {known}")
+    if scheme == "coco":
+        from vitlab.data.coco import open_coco
+
+        return open_coco(place, options, split, spec)
+    if scheme == "voc":
+        from vitlab.data.voc import open_voc
+
+        return open_voc(place, options, split, spec)
+    if scheme == "yolo":
+        from vitlab.data.yolo import open_yolo
+
+        return open_yolo(place, options, split, spec)
+    known = ", ".join(f"{name}:{example}" for name, example in _EXAMPLES.items())
+    raise InputError(f"source {spec!r} is not known: the sources are digits, {known}, digit_scenes")
 
 
-_EXAMPLES = {"tfds": "mnist", "folder": "PATH", "images": "PATH", "idx": "PATH"}
-_OPTIONS = {"tfds": ("data_dir",), "folder": (), "images": (), "idx": ("classes",)}
+_EXAMPLES = {
+    "tfds": "NAME",
+    "folder": "PATH",
+    "images": "PATH",
+    "idx": "PATH",
+    "coco": "INSTANCES.json",
+    "voc": "PATH",
+    "yolo": "data.yaml",
+}
+_OPTIONS = {
+    "tfds": ("data_dir",),
+    "folder": (),
+    "images": (),
+    "idx": ("classes",),
+    "coco": ("images",),
+    "voc": ("classes", "offset"),
+    "yolo": (),
+}
 
 
 class IdxSource:
@@ -166,7 +207,8 @@ class IdxSource:
 class TfdsSource:
     """A TFDS set prepared as ArrayRecord, read by `tfds` without TensorFlow.
 
-    Images stay the encoded bytes of the record. Only "image" and "label" are handed on.
+    Images stay the encoded bytes of the record. Of the rest, "label" is handed on, or where there
+    are "objects" with boxes (as in coco, voc), an `Annotation` of them.
     """
 
     def __init__(self, name: str, split: str, data_dir: str | None, spec: str):
@@ -176,11 +218,16 @@ class TfdsSource:
             data_dir = os.path.expanduser(data_dir)
         builder = _tfds_builder(name, data_dir, spec)
         features = builder.info.features
-        if not {"image", "label"} <= set(features):
+        self._annotated = "objects" in features
+        if "image" not in features or not self._annotated and "label" not in features:
             raise InputError(f"{spec} has no image and label but {', '.join(sorted(features))}")
-        if not isinstance(features["label"], tfds.features.ClassLabel):
+        label = features["objects"]["label"] if self._annotated else features["label"]
+        if not isinstance(label, tfds.features.ClassLabel):
             raise InputError(f"{spec}: the feature label is no class label")
-        self.class_names = tuple(features["label"].names)
+        self.class_names = tuple(label.names)
+        self.category_ids = _COCO_IDS if name.startswith("coco/") else None
+        if len(self.category_ids or ()) != len(self.class_names):
+            self.category_ids = tuple(range(1, len(self.class_names) + 1))
         self._spec, self._split = spec, split
         sizes = {name: info.num_examples for name, info in builder.info.splits.items()}
         self.segments = ranges = resolve(split, sizes, spec)
@@ -208,10 +255,39 @@ class TfdsSource:
             example = self._records[index]
         except (OSError, RuntimeError, ValueError) as error:
             raise InputError(f"{self.describe(index)}: cannot be read ({_line(error)})") from error
-        example = {"image": example["image"], "label": int(example["label"])}
+        if self._annotated:
+            objects = self._annotation(example, index)
+            example = {"image": example["image"], "objects": objects}
+        else:
+            example = {"image": example["image"], "label": int(example["label"])}
         if self._kept is not None:
             self._kept[index] = dict(example)
         return example
+
+    def annotation(self, index: int) -> Annotation:
+        """The objects of example `index`, of a set that has some."""
+        return self[index]["objects"]
+
+    def _annotation(self, example: dict[str, Any], index: int) -> Annotation:
+        objects = example["objects"]
+        width, height = image_size(example["image"], self.describe(index))
+        # TFDS has y0, x0, y1, x1 as fractions of the image.
+        boxes = np.asarray(objects["bbox"], np.float64).reshape(-1, 4)[:, [1, 0, 3, 2]]
+        boxes = (boxes * [width, height, width, height]).clip(0, [width, height, width, height])
+        none = np.zeros(len(boxes), bool)
+        return Annotation(
+            image_id=int(example.get("image/id", index + 1)),
+            width=width,
+            height=height,
+            boxes=boxes,
+            labels=np.asarray(objects["label"], np.int32).reshape(-1),
+            crowd=np.asarray(objects.get("is_crowd", none), bool),
+            difficult=np.asarray(objects.get("is_difficult", none), bool),
+            area=np.asarray(
+                objects.get("area", (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)), np.float64
+            ),
+            segmentations=(None,) * len(boxes),
+        )
 
     def describe(self, index: int) -> str:
         return f"{self._spec} {self._split}[{index}]"

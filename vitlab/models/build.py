@@ -18,6 +18,12 @@ MODELS = {
     "convnext": "vitlab.models.convnext:ConvNeXt",
 }
 
+# Models around a backbone that find objects.
+DETECTORS = {
+    "detr": "vitlab.models.detr:DETR",
+    "plain_detr": "vitlab.models.plain_detr:PlainDETR",
+}
+
 # Fields of a module that the framework sets, not the user.
 _FRAMEWORK = ("parent", "name", "dtype", "axis_name")
 
@@ -33,12 +39,17 @@ def build_model(section: Mapping[str, Any], where: str = "config.model", **given
     Raises:
         InputError: an unknown model, an unknown field, or a value of the wrong type.
     """
-    name = section.get("name")
-    if name not in MODELS:
-        raise InputError(f"{where}.name: no model {name!r}{nearest(str(name), MODELS)}")
-    module, _, attribute = MODELS[name].partition(":")
-    cls = getattr(importlib.import_module(module), attribute)
-    return build_module(cls, {k: v for k, v in section.items() if k != "name"}, where, **given)
+    cls, fields = _class(section, MODELS, where)
+    return build_module(cls, fields, where, **given)
+
+
+def build_detector(section: Mapping[str, Any], **given: Any) -> nn.Module:
+    """The detector that `config.model` describes by its name, `backbone` and the other fields.
+
+    Arguments and errors as in `build_model`.
+    """
+    cls, fields = _class(section, DETECTORS, "config.model")
+    return build_with_backbone(cls, fields, **given)
 
 
 def build_with_backbone(cls: type[nn.Module], section: Mapping[str, Any], **given: Any):
@@ -52,7 +63,8 @@ def build_with_backbone(cls: type[nn.Module], section: Mapping[str, Any], **give
         raise InputError(
             "config.model.backbone is missing, such as dict(name='vit', variant='B/16')"
         )
-    backbone = build_model(backbone, "config.model.backbone", **given)
+    shared = {key: value for key, value in given.items() if key in _FRAMEWORK}
+    backbone = build_model(backbone, "config.model.backbone", **shared)
     return build_module(cls, fields, "config.model", backbone=backbone, **given)
 
 
@@ -72,13 +84,23 @@ def build_module(
 
 def model_settings(model: nn.Module) -> dict[str, Any]:
     """The inverse of `build_model` and `build_with_backbone`, with every default written out."""
-    names = {path: name for name, path in MODELS.items()}
+    names = {path: name for name, path in (MODELS | DETECTORS).items()}
     name = names.get(f"{type(model).__module__}:{type(model).__name__}")
     settings = {"name": name} if name else {}
     for field in _fields(type(model)):
         value = getattr(model, field)
         settings[field] = model_settings(value) if isinstance(value, nn.Module) else value
     return settings
+
+
+def _class(section: Mapping[str, Any], table: Mapping[str, str], where: str):
+    """The class that a section names, and its other keys."""
+    name = section.get("name")
+    if name not in table:
+        raise InputError(f"{where}.name: no model {name!r}{nearest(str(name), table)}")
+    module, _, attribute = table[name].partition(":")
+    cls = getattr(importlib.import_module(module), attribute)
+    return cls, {k: v for k, v in section.items() if k != "name"}
 
 
 def _fields(cls: type[nn.Module]) -> list[str]:

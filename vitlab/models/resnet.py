@@ -5,6 +5,7 @@ form: the bottleneck strides in its 3x3 convolution ("v1.5"), and strided convol
 sides alike, where XLA's "SAME" would pad the far side only and shift every feature by a pixel.
 """
 
+import math
 import re
 from collections.abc import Callable
 from functools import partial
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from vitlab.errors import InputError
+from vitlab.ops.padding import content_mask
 
 # variant: (has bottleneck blocks, blocks in each of the four stages)
 VARIANTS = {
@@ -40,7 +42,7 @@ class Block(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, keep: Callable[[Array], Array]) -> Array:
         if self.bottleneck:
             convs = [(self.width, 1, 1), (self.width, 3, self.stride), (4 * self.width, 1, 1)]
         else:
@@ -61,8 +63,8 @@ class Block(nn.Module):
                 scale_init=nn.initializers.zeros if zero else nn.initializers.ones, name=f"norm{i}"
             )(x)
             if not last:
-                x = nn.relu(x)
-        return nn.relu(x + shortcut)
+                x = keep(nn.relu(x))
+        return keep(nn.relu(x + shortcut))
 
 
 class Stage(nn.Module):
@@ -73,9 +75,9 @@ class Stage(nn.Module):
     block: Callable[..., nn.Module]
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, keep: Callable[[Array], Array]) -> Array:
         for i in range(self.depth):
-            x = self.block(stride=self.stride if i == 0 else 1, name=f"block_{i}")(x)
+            x = self.block(stride=self.stride if i == 0 else 1, name=f"block_{i}")(x, keep)
         return x
 
 
@@ -134,13 +136,18 @@ class ResNet(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, images: Array, train: bool = False) -> tuple[Array, dict[str, Array]]:
+    def __call__(
+        self, images: Array, train: bool = False, content: Array | None = None
+    ) -> tuple[Array, dict[str, Array]]:
         """Classifies images.
 
         Args:
           images: f[batch, height, width, channels], any height and width.
           train: normalise by the batch's own statistics and update the running ones, which needs
             `mutable=["batch_stats"]`.
+          content: i32[batch, 2], height and width in pixels of what is no padding: the rest is zero
+            in every layer, as it is outside of an image. The pooled features and the batch
+            statistics count it. None: there is no padding.
 
         Returns:
           The logits f[batch, num_classes], or without a head the pooled features f[batch,
@@ -158,12 +165,18 @@ class ResNet(nn.Module):
         )
         out = {}
 
-        x = images.astype(self.dtype)
+        def keep(x):
+            if content is None:
+                return x
+            stride = 2 ** round(math.log2(images.shape[1] / x.shape[1]))
+            return x * content_mask(content, x.shape[1:3], stride)[..., None]
+
+        x = keep(images.astype(self.dtype))
         if self.stem == "imagenet":
             x = conv(self.widths[0], 7, 2, self.dtype, "stem_conv")(x)
         else:
             x = conv(self.widths[0], 3, 1, self.dtype, "stem_conv")(x)
-        x = nn.relu(norm(name="stem_norm")(x))
+        x = keep(nn.relu(norm(name="stem_norm")(x)))
         if self.stem == "imagenet":
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         out["stem"] = x
@@ -177,7 +190,7 @@ class ResNet(nn.Module):
                 zero_init_residual=self.zero_init_residual,
                 dtype=self.dtype,
             )
-            x = Stage(depth, 1 if i == 1 else 2, block, name=f"stage_{i}")(x)
+            x = Stage(depth, 1 if i == 1 else 2, block, name=f"stage_{i}")(x, keep)
             out[f"stage_{i}"] = x
 
         x = out["pre_logits"] = jnp.mean(x, axis=(1, 2))
@@ -191,10 +204,12 @@ class ResNet(nn.Module):
             out["logits"] = x
         return x, out
 
-    def feature_maps(self, images: Array, train: bool = False) -> dict[int, Array]:
+    def feature_maps(
+        self, images: Array, train: bool = False, content: Array | None = None
+    ) -> dict[int, Array]:
         """The output of each stage, keyed by its stride: 4, 8, 16, 32, or 1, 2, 4, 8 with the
         small stem. f[batch, ceil(height / stride), ceil(width / stride), channels]."""
-        _, out = self(images, train)
+        _, out = self(images, train, content)
         first = 4 if self.stem == "imagenet" else 1
         return {first * 2**i: out[f"stage_{i + 1}"] for i in range(4)}
 

@@ -46,8 +46,9 @@ class Attention(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, memory=None, rope=None):
-        """x: f[batch, queries, width]; memory: f[batch, keys, width]; rope: see `apply_rope`."""
+    def __call__(self, x, memory=None, rope=None, value=None, mask=None, bias=None):
+        """x: f[batch, queries, width]; memory: f[batch, keys, width]; rope: see `apply_rope`;
+        value: where the values are not of `memory`; mask, bias: see `ops.attention`."""
         dense = partial(Dense, x.shape[-1], dtype=self.dtype)
 
         def project(name, inputs):
@@ -56,17 +57,18 @@ class Attention(nn.Module):
             return rearrange(y, "b t (h d) -> b t h d", h=self.num_heads)
 
         memory = x if memory is None else memory
-        query, key, value = project("query", x), project("key", memory), project("value", memory)
+        value = memory if value is None else value
+        query, key, value = project("query", x), project("key", memory), project("value", value)
         if self.qk_norm:
             query, key = self.qk_norm(name="query_norm")(query), self.qk_norm(name="key_norm")(key)
         if rope is not None:
             query, key = apply_rope(query, rope), apply_rope(key, rope)
-        y = rearrange(attention(query, key, value), "b t h d -> b t (h d)")
+        y = rearrange(attention(query, key, value, mask, bias), "b t h d -> b t (h d)")
         return dense(kernel_init=XAVIER, name="out")(y)
 
 
 class Mlp(nn.Module):
-    """The feed-forward layer. `kind`: "gelu" (exact), "gelu_tanh" or "swiglu" (2002.05202)."""
+    """The feed-forward layer. `kind`: "relu", "gelu" (exact), "gelu_tanh", "swiglu" (2002.05202)"""
 
     mlp_dim: int
     kind: str = "gelu"
@@ -81,6 +83,8 @@ class Mlp(nn.Module):
         y = dense(self.mlp_dim, name="fc1")(x)
         if self.kind == "swiglu":
             y = nn.silu(dense(self.mlp_dim, name="gate")(x)) * y
+        elif self.kind == "relu":
+            y = nn.relu(y)
         else:
             y = nn.gelu(y, approximate=self.kind == "gelu_tanh")
         y = dropout(y, self.dropout, keys)
@@ -97,11 +101,12 @@ class Block(nn.Module):
     dropout: float = 0.0
 
     @nn.compact
-    def __call__(self, x, rope=None, keys=None, drop_rate=None):
+    def __call__(self, x, rope=None, mask=None, keys=None, drop_rate=None):
         """x: f[batch, tokens, width] -> the same, and {suffix of the stage's name: its value}.
 
-        keys: key[batch] for the random draws, None turns them off; drop_rate: the probability of
-        skipping a branch for a whole example (stochastic depth, 1603.09382), which may be traced.
+        mask: bool[batch, tokens], the tokens that are attended to, None for all; keys: key[batch]
+        for the random draws, None turns them off; drop_rate: the probability of skipping a branch
+        for a whole example (stochastic depth, 1603.09382), which may be traced.
         """
         keys = [None] * 5 if keys is None else split_each(keys, 5)
 
@@ -112,7 +117,8 @@ class Block(nn.Module):
                 y = y * self.param(f"layer_scale{i}", init, y.shape[-1:]).astype(y.dtype)
             return y if drop_rate is None else drop_path(y, drop_rate, keys[i + 2])
 
-        y = self.make_attention(name="attention")(self.make_norm(name="norm1")(x), rope=rope)
+        y = self.make_norm(name="norm1")(x)
+        y = self.make_attention(name="attention")(y, rope=rope, mask=mask)
         x = x + (attended := branch(y, 1))
         y = self.make_mlp(name="mlp")(self.make_norm(name="norm2")(x), keys[0])
         x = x + (transformed := branch(y, 2))
@@ -128,7 +134,7 @@ class Encoder(nn.Module):
     scan: bool = False
 
     @nn.compact
-    def __call__(self, x, rope=None, keys=None):
+    def __call__(self, x, rope=None, mask=None, keys=None):
         """x: f[batch, tokens, width] -> the same, and {"block_0", "block_0/attention", ...}.
 
         A block's parameters are its own, and its random draws depend on `keys` and its index alone,
@@ -143,7 +149,7 @@ class Encoder(nn.Module):
             block = self.make_block(parent=None)
 
             def step(x, layer):
-                return block.apply({"params": layer[0]}, x, rope, *layer[1:])
+                return block.apply({"params": layer[0]}, x, rope, mask, *layer[1:])
 
             x, stacked = jax.lax.scan(step, x, (params, keys, rates))
         for i in range(self.depth):
@@ -151,6 +157,6 @@ class Encoder(nn.Module):
                 values = jax.tree.map(lambda a, i=i: a[i], stacked)
             else:
                 layer = jax.tree.map(lambda a, i=i: a[i], (keys, rates))
-                x, values = self.make_block(name=f"block_{i}")(x, rope, *layer)
+                x, values = self.make_block(name=f"block_{i}")(x, rope, mask, *layer)
             stages |= {f"block_{i}{suffix}": value for suffix, value in values.items()}
         return x, stages

@@ -19,6 +19,7 @@ from vitlab.errors import InputError
 from vitlab.models.transformer import XAVIER, XAVIER_QKV, Attention, Block, Encoder, Mlp
 from vitlab.ops.dropout import dropout
 from vitlab.ops.keys import row_keys
+from vitlab.ops.padding import content_mask
 from vitlab.ops.positions import resize_position_embedding, rope_2d, sincos_2d
 
 # Width, depth, MLP width, heads: 2106.04560 table 2, but Ti and S are DeiT's and So400m SigLIP's.
@@ -205,22 +206,26 @@ class ViT(nn.Module):
         stages["with_position"] = x
         return rearrange(x, "b h w d -> b (h w) d"), rope, stages
 
-    def encode(self, tokens, rope=None, train=False):
+    def encode(self, tokens, rope=None, train=False, mask=None):
         """The blocks and the norm, on the tokens of all patches or of any of them (as in MAE).
         tokens f[batch, patches, width]; their rows of the rotary table f32[(batch,) patches, 2,
-        head_dim // 2] -> f[batch, num_prefix + patches, width], stages."""
+        head_dim // 2]; mask bool[batch, patches], what is no padding
+        -> f[batch, num_prefix + patches, width], stages."""
         prefix = [jnp.repeat(p.astype(tokens.dtype), len(tokens), axis=0) for p in self.prefix]
         x = jnp.concatenate([*prefix, tokens], axis=1)
         if rope is not None and prefix:  # what is not a patch is not rotated: cosine 1, sine 0
             still = jnp.zeros((*rope.shape[:-3], self.num_prefix, *rope.shape[-2:]))
             rope = jnp.concatenate([still.at[..., 0, :].set(1), rope], axis=-3)
 
+        if mask is not None:
+            mask = jnp.pad(mask, [(0, 0), (self.num_prefix, 0)], constant_values=True)
+
         random, stages = train and (self.dropout or self.drop_path), {}
         keys, block_keys = (self.row_keys(x) if random else None for _ in range(2))
         x = dropout(x, self.dropout, keys)
         if self.pre_norm:
             x = stages["norm_pre"] = self.norm_pre(x)
-        x, blocks = self.encoder(x, rope, block_keys)
+        x, blocks = self.encoder(x, rope, mask, block_keys)
         x = x if self.norm_after_pool else self.norm(x)
         return x, stages | blocks | {"encoder": x}
 
@@ -254,10 +259,17 @@ class ViT(nn.Module):
             x = stages["logits"] = self.head(x)
         return x, stages
 
-    def feature_maps(self, images, train=False):
-        """{patch_size: f[batch, rows, columns, width]}: the "encoder" stage of all patches."""
+    def feature_maps(self, images, train=False, content=None):
+        """{patch_size: f[batch, rows, columns, width]}: the "encoder" stage of all patches.
+
+        content i32[batch, 2]: height and width in pixels of what is no padding; patches beyond are
+        attended to by none. What is padding in a patch that is not should be zero."""
         tokens, rope, stages = self.embed(images)
-        x = self.encode(tokens, rope, train)[0][:, self.num_prefix :]
+        mask = None
+        if content is not None:
+            grid = stages["with_position"].shape[1:3]
+            mask = content_mask(content, grid, self.patch_size).reshape(tokens.shape[:2])
+        x = self.encode(tokens, rope, train, mask)[0][:, self.num_prefix :]
         return {self.patch_size: x.reshape(stages["with_position"].shape)}
 
     @property

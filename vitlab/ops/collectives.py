@@ -5,11 +5,15 @@ A program compiled by `jit` sees the whole batch, whose rows XLA spreads over th
 `axis_name` is that name, or None under `jit`: either way the result is that of the whole batch.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+
+# The axes of the mesh over which the rows of a batch are split.
+BATCH_AXES = ("data", "fsdp")
 
 
 def total(tree: Any, axis_name: str | None) -> Any:
@@ -41,3 +45,21 @@ def row_indices(rows: int, axis_name: str | None = None) -> Array:
     """i32[rows], the place of each of this program's rows in the whole batch."""
     first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * rows
     return first + jnp.arange(rows)
+
+
+def on_each_device(function: Callable, *arrays: Array, axis_name: str | None = None) -> Any:
+    """`function(*arrays)` of rows that do not need each other, on each device for its own.
+
+    A loop that ends when all rows are done, compiled by `jit` for several devices, would make all
+    of them agree at every turn. Each has its own loop here.
+
+    Args:
+      function: arrays[rows, ...] to arrays[rows, ...].
+      arrays: split over the devices by their rows.
+      axis_name: see above; under `pmap` there is nothing to do.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if axis_name is not None or mesh.empty or mesh.size == 1:
+        return function(*arrays)
+    rows = jax.sharding.PartitionSpec(BATCH_AXES)
+    return jax.shard_map(function, mesh=mesh, in_specs=rows, out_specs=rows)(*arrays)

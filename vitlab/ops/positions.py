@@ -183,3 +183,47 @@ def _interpolation(old, new, method, antialias, align_corners, offset) -> np.nda
     inside[:, 0] += weights[:, :border].sum(axis=1)
     inside[:, -1] += weights[:, -border:].sum(axis=1)
     return inside
+
+
+def sine_positions(mask: jax.Array, width: int, temperature: float = 10_000.0) -> jax.Array:
+    """DETR's fixed positions (2005.12872), which count from 0 to 2 pi over each image's content.
+
+    Channels are those of the row, then of the column; sines and cosines alternate.
+
+    Args:
+        mask: bool[batch, rows, columns], what is image and not padding.
+        width: channels, a multiple of 4.
+        temperature: ratio of the fastest frequency to the slowest.
+
+    Returns:
+        f32[batch, rows, columns, width].
+
+    Raises:
+        InputError: the width is not a multiple of 4.
+    """
+    counts = [jnp.cumsum(mask, axis, dtype=jnp.float32) for axis in (1, 2)]
+    ends = counts[0][:, -1:], counts[1][:, :, -1:]
+    places = [count / (end + 1e-6) for count, end in zip(counts, ends, strict=True)]
+    return sine_embedding(jnp.stack(places, axis=-1), width // 2, temperature)
+
+
+def sine_embedding(places: jax.Array, width: int, temperature: float = 10_000.0) -> jax.Array:
+    """Sines and cosines of numbers in [0, 1], in turn, those of each number beside the next's.
+
+    Args:
+        places: f32[..., n].
+        width: channels for each number, a multiple of 2.
+        temperature: ratio of the fastest frequency to the slowest.
+
+    Returns:
+        f32[..., n * width].
+
+    Raises:
+        InputError: the width is not a multiple of 2.
+    """
+    if width % 2:
+        raise InputError(f"a sine embedding needs a width that 2 divides, not {width}")
+    frequencies = 2 * np.pi * temperature ** (-np.arange(0, width, 2) / width)
+    angles = places[..., None] * jnp.asarray(frequencies, jnp.float32)
+    pairs = jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+    return pairs.reshape(*places.shape[:-1], -1)

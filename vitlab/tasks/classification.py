@@ -17,7 +17,7 @@ from vitlab.evaluation import pictures
 from vitlab.models.build import build_model, model_settings
 from vitlab.ops import augment as augment_ops
 from vitlab.ops import keys, losses, mixing
-from vitlab.tasks.task import Arrays
+from vitlab.tasks.task import Arrays, Examples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,8 +219,9 @@ class Classification:
         del variables, batch, normalize
         return {}
 
-    def metrics(self, outputs: Mapping[str, np.ndarray]) -> dict[str, float]:
+    def metrics(self, outputs: Mapping[str, np.ndarray], examples: Examples) -> dict[str, float]:
         """See `vitlab.evaluation.classification.classification_metrics`."""
+        del examples
         return metrics_lib.classification_metrics(
             outputs["label"],
             outputs["top_k"],
@@ -233,12 +234,11 @@ class Classification:
         self,
         outputs: Mapping[str, np.ndarray],
         shown: Mapping[str, np.ndarray],
-        image_of: Callable[[int], np.ndarray],
-        to_pixels: Callable[[np.ndarray], np.ndarray],
+        examples: Examples,
         directory: pathlib.Path,
     ) -> None:
         """Confusion matrix, reliability diagram, and the mistakes that cost most."""
-        del shown, to_pixels
+        del shown
         label, predicted = outputs["label"], outputs["top_k"][:, 0]
         matrix = metrics_lib.confusion_matrix(label, predicted, len(self.classes))
         pictures.confusion_matrix(matrix, self.classes, directory / "confusion.png")
@@ -253,7 +253,7 @@ class Classification:
                 f"({outputs['confidence'][i]:.0%})"
                 for i in worst
             ]
-            images = np.stack([image_of(int(outputs["id"][i])) for i in worst])
+            images = np.stack([examples.image(int(outputs["id"][i])) for i in worst])
             pictures.image_grid(images, titles, directory / "mistakes.png")
 
     def layer_of(self, path: str) -> int:

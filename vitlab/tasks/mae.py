@@ -13,7 +13,7 @@ from vitlab.evaluation import pictures
 from vitlab.models.mae import MAE, patchify, reconstruct, reconstruction_loss, unpatchify
 from vitlab.ops import keys
 from vitlab.tasks.pretraining import Pretraining
-from vitlab.tasks.task import Arrays
+from vitlab.tasks.task import Arrays, Examples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,23 +74,23 @@ class MaskedAutoencoding(Pretraining):
         hidden = jnp.broadcast_to(mask[..., None], patchify(images, patch).shape)
         return {"reconstruction": made, "hidden": unpatchify(hidden, images.shape, patch)}
 
-    def metrics(self, outputs: Mapping[str, np.ndarray]) -> dict[str, float]:
+    def metrics(self, outputs: Mapping[str, np.ndarray], examples: Examples) -> dict[str, float]:
         """The mean loss."""
+        del examples
         return {"loss": float(outputs["loss"].mean(dtype=np.float64))}
 
     def pictures(
         self,
         outputs: Mapping[str, np.ndarray],
         shown: Mapping[str, np.ndarray],
-        image_of: Callable[[int], np.ndarray],
-        to_pixels: Callable[[np.ndarray], np.ndarray],
+        examples: Examples,
         directory: pathlib.Path,
     ) -> None:
         """Images, what the encoder sees of them, and the reconstructions."""
         del outputs
-        images = np.stack([image_of(int(i)) for i in shown["id"]])
+        images = np.stack([examples.image(int(i)) for i in shown["id"]])
         masked = np.where(shown["hidden"], np.uint8(128), images)
-        columns = np.stack([images, masked, to_pixels(shown["reconstruction"])], axis=1)
+        columns = np.stack([images, masked, examples.to_pixels(shown["reconstruction"])], axis=1)
         titles = ("image", "what is seen", "reconstruction")
         pictures.contact_sheet(columns, titles, directory / "reconstructions.png")
 

@@ -16,7 +16,7 @@ from vitlab.ops import augment as augment_ops
 from vitlab.ops import crops, keys
 from vitlab.ops.collectives import total, whole_batch
 from vitlab.tasks.pretraining import Pretraining
-from vitlab.tasks.task import Arrays
+from vitlab.tasks.task import Arrays, Examples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,22 +148,22 @@ class Contrastive(Pretraining):
         del variables
         return {"views": self.augment_alike(batch, normalize)["image"]}
 
-    def metrics(self, outputs: Mapping[str, np.ndarray]) -> dict[str, float]:
+    def metrics(self, outputs: Mapping[str, np.ndarray], examples: Examples) -> dict[str, float]:
         """Means over the split."""
+        del examples
         return {name: float(outputs[name].mean()) for name in ("loss", "contrast_accuracy")}
 
     def pictures(
         self,
         outputs: Mapping[str, np.ndarray],
         shown: Mapping[str, np.ndarray],
-        image_of: Callable[[int], np.ndarray],
-        to_pixels: Callable[[np.ndarray], np.ndarray],
+        examples: Examples,
         directory: pathlib.Path,
     ) -> None:
         """The views that are compared, in pairs."""
-        del outputs, image_of
+        del outputs
         pictures.contact_sheet(
-            to_pixels(shown["views"]), ("view 1", "view 2"), directory / "views.png"
+            examples.to_pixels(shown["views"]), ("view 1", "view 2"), directory / "views.png"
         )
 
     def _view(self, images: jax.Array, batch: Arrays, seed: int, view: int) -> jax.Array:

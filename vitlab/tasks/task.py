@@ -9,9 +9,26 @@ import jax
 import numpy as np
 
 from vitlab.config import nearest
+from vitlab.data.annotations import Annotation
 from vitlab.errors import InputError
 
 Arrays = Mapping[str, Any]
+
+
+class Examples(Protocol):
+    """The examples that an evaluation was of, by `id`."""
+
+    def image(self, id: int) -> np.ndarray:
+        """Pixels uint8[height, width, channels], as the model sees them."""
+
+    def original(self, id: int) -> np.ndarray:
+        """Pixels uint8[height, width, 3], as they are stored."""
+
+    def annotation(self, id: int) -> Annotation:
+        """The objects in the original image, of a source that has some."""
+
+    def to_pixels(self, images: np.ndarray) -> np.ndarray:
+        """Normalized images to uint8, the inverse of `normalize`."""
 
 
 class Task(Protocol):
@@ -68,15 +85,14 @@ class Task(Protocol):
     def show(self, variables: Arrays, batch: Arrays, normalize: Callable) -> Arrays:
         """What `pictures` needs of a few rows besides: a dict of arrays `[batch, ...]`, or none."""
 
-    def metrics(self, outputs: Mapping[str, np.ndarray]) -> dict[str, float]:
+    def metrics(self, outputs: Mapping[str, np.ndarray], examples: Examples) -> dict[str, float]:
         """Metrics of a whole split, from the outputs of each of its examples exactly once."""
 
     def pictures(
         self,
         outputs: Mapping[str, np.ndarray],
         shown: Mapping[str, np.ndarray],
-        image_of: Callable[[int], np.ndarray],
-        to_pixels: Callable[[np.ndarray], np.ndarray],
+        examples: Examples,
         directory: pathlib.Path,
     ) -> None:
         """Draws what a person wants to see of an evaluation, after each.
@@ -84,8 +100,7 @@ class Task(Protocol):
         Args:
             outputs: of the whole split, as for `metrics`, with the examples' `id`.
             shown: what `show` gave, with the `id` of those examples.
-            image_of: the id of an example to its pixels uint8[height, width, channels].
-            to_pixels: normalized images to uint8, the inverse of `normalize`.
+            examples: of the split.
             directory: where to write PNG files.
         """
 
@@ -99,6 +114,7 @@ class Task(Protocol):
 
 TASKS = {
     "classification": "vitlab.tasks.classification:Classification",
+    "detection": "vitlab.tasks.detection:Detection",
     "mae": "vitlab.tasks.mae:MaskedAutoencoding",
     "simclr": "vitlab.tasks.simclr:Contrastive",
 }

@@ -105,7 +105,8 @@ class Evaluator:
         """
         outputs = self._split.shapes(self._evaluate, variables)
         zeros = {k: np.zeros(v.shape, v.dtype) for k, v in outputs.items()}
-        return {f"{self.name}/{k}" for k in self._task.metrics(zeros)}
+        zeros["id"] = np.zeros(1, np.int32)
+        return {f"{self.name}/{k}" for k in self._task.metrics(zeros, self._split)}
 
     def run(
         self, variables: Any, log: Callable[[str], None], stop: Stop = lambda: False
@@ -127,15 +128,14 @@ class Evaluator:
         outputs = self._split.run(self._evaluate, variables, self.name, log, stop, look)
         if outputs is None:
             return None
-        metrics = self._task.metrics(outputs)
+        metrics = self._task.metrics(outputs, self._split)
         return {f"{self.name}/{k}": float(v) for k, v in metrics.items()}, outputs | shown
 
     def draw(self, outputs: Outputs, directory: pathlib.Path) -> None:
         """Writes the task's pictures of an evaluation."""
         of_all = {k: v for k, v in outputs.items() if not k.startswith("shown/")}
         shown = {k.removeprefix("shown/"): v for k, v in outputs.items() if k not in of_all}
-        split = self._split
-        self._task.pictures(of_all, shown, split.image, split.to_pixels, directory)
+        self._task.pictures(of_all, shown, self._split, directory)
 
     def alarms(self, metrics: dict[str, float]) -> list[str]:
         """None: see `FeatureEvaluator.alarms`."""

@@ -221,7 +221,8 @@ class _Run:
     def _log_training(self, state: TrainState, step: int, steps: int) -> TrainState:
         totals = jax.device_get(state.totals)
         self._check_finite(state)
-        values = {f"train/{k}": float(total / count) for k, (total, count) in totals.items()}
+        # No value where nothing was counted: no object in all the batches, say.
+        values = {f"train/{k}": float(total / n) for k, (total, n) in totals.items() if n}
         values["learning_rate"] = float(self.setup.schedule(step - 1))
         values |= self.throughput.measure(steps)
         self.throughput.reset()

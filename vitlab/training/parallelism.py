@@ -10,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vitlab import config as config_lib
 from vitlab.errors import InputError
+from vitlab.ops.collectives import BATCH_AXES
 from vitlab.training.layout import AXES, LAYOUT, LayoutRule
 
 # The name of `pmap`'s axis, for `vitlab.ops.collectives`.
@@ -96,7 +97,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def split_by_example(mesh: Mesh) -> NamedSharding:
     """The leading axis over the devices, those of `tensor` alike."""
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def batch_shards(mesh: Mesh) -> int:
@@ -166,4 +167,5 @@ def compile_step(step: Callable, mesh: Mesh, mode: str, state: Any, batch: Any, 
 
     shardings = jax.tree.map(lambda x: x.sharding, state)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=shardings)
-    return jitted.lower(state, batch).compile(options)
+    with jax.set_mesh(mesh):  # for `on_each_device`
+        return jitted.lower(state, batch).compile(options)

@@ -8,6 +8,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from vitlab.data.annotations import Annotation
+from vitlab.data.decode import decode
+from vitlab.data.image_ops import grey_to_rgb
 from vitlab.data.pipeline import eval_batches, first_example
 from vitlab.data.preprocess import Preprocess
 from vitlab.data.sources import open_source
@@ -114,6 +117,14 @@ class Split:
     def image(self, index: int) -> np.ndarray:
         """Pixels uint8[height, width, channels] of an example, as the model sees them."""
         return self.preprocess(self.source[int(index)], np.random.default_rng(0))["image"]
+
+    def original(self, index: int) -> np.ndarray:
+        """Pixels uint8[height, width, 3] of an example, as they are stored."""
+        return grey_to_rgb(decode(self.source[int(index)]["image"]))
+
+    def annotation(self, index: int) -> Annotation:
+        """The objects of an example, of a source that has some."""
+        return self.source.annotation(int(index))
 
     def to_pixels(self, images: np.ndarray) -> np.ndarray:
         """Normalized images to uint8, the inverse of `normalize`."""

@@ -88,7 +88,7 @@ def make_train_step(
         )
         if frozen is not None:
             grads = jax.tree.map(lambda g, f: jnp.zeros_like(g) if f else g, grads, frozen)
-        loss = sum(weight * value / count for value, count, weight in terms.values())
+        loss = sum(weight * mean(value, count) for value, count, weight in terms.values())
         grad_norm = optax.global_norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -149,7 +149,9 @@ def gradients(
         terms, (metrics, new_state) = loss_fn(params, model_state, part, index)
         if counts is None:
             counts = total({name: count for name, (_, count, _) in terms.items()}, axis_name)
-        loss = sum(weight * terms[name][0] / counts[name] for name, (_, _, weight) in terms.items())
+        loss = sum(
+            weight * mean(terms[name][0], counts[name]) for name, (_, _, weight) in terms.items()
+        )
         return loss, (terms, metrics, new_state)
 
     grad_fn = jax.grad(scaled, has_aux=True)
@@ -182,6 +184,11 @@ def gradients(
     metrics = jax.tree.map(lambda x: x.sum(0), metrics)
     terms = {name: (sums.sum(0), count.sum(0), w[0]) for name, (sums, count, w) in terms.items()}
     return *_over_devices(terms, metrics, axis_name), model_state, total(grads, axis_name)
+
+
+def mean(value: jax.Array, count: jax.Array) -> jax.Array:
+    """value / count, and 0 where there is nothing to count: no object in a whole batch, say."""
+    return jnp.where(count == 0, 0.0, value / jnp.where(count == 0, 1.0, count))
 
 
 def _over_devices(terms, metrics, axis_name):

@@ -1,0 +1,47 @@
+"""WIP"""
+
+import ml_collections
+
+from vitlab.config import parse_arg
+
+
+def get_config(arg=None):
+    """`arg`: `epochs=N`."""
+    arg = parse_arg(arg, epochs=20)
+    train = "decode|scale_jitter(64,0.8,1.25)|pad_boxes(8)|value_range(-1,1)"
+    evaluation = "decode|pad_boxes(8)|value_range(-1,1)"
+
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.task = "detection"
+    config.model = dict(
+        name="plain_detr",
+        backbone=dict(
+            name="vit",
+            width=128,
+            depth=3,
+            num_heads=4,
+            mlp_dim=256,
+            patch_size=8,
+            pool="gap",
+            pos_embed="sincos2d_mae",
+        ),
+        num_queries=12,
+        width=128,
+        num_heads=4,
+        mlp_dim=256,
+        encoder_layers=0,
+        decoder_layers=3,
+        denoising=2,
+    )
+    config.data = dict(source="digit_scenes", split="train", preprocess=train)
+    config.batch_size = 32
+    config.total_epochs = arg.epochs
+    config.loss = dict(classification="iou_aware", class_weight=2.0, class_cost=2.0)
+    config.optimizer = dict(name="adamw", lr=1e-3, weight_decay=0.05, clip_norm=0.1)
+    config.schedule = dict(name="cosine", warmup_steps=200)
+    config.ema_decay = 0.998
+    config.evaluators = dict(test=dict(kind="detection", split="test", preprocess=evaluation, every_epochs=1))
+    config.checkpoint = dict(every_epochs=5, keep=1)
+    config.logging = dict(every_steps=50)
+    return config

@@ -1,0 +1,142 @@
+import pickle
+
+import numpy as np
+import pytest
+from faster_coco_eval.core import mask as coco_mask
+
+from vitlab.data.annotations import (
+    RLE,
+    AnnotatedSource,
+    Annotations,
+    Object,
+    Record,
+    duplicates,
+)
+from vitlab.data.preview import draw_objects
+from vitlab.errors import InputError
+
+
+def source(*objects, size=(20, 10), split="train"):
+    """One image of 20 x 10 pixels with these objects."""
+    record = Record("/set/a.jpg", "a.jpg", 7, size, objects)
+    return AnnotatedSource(
+        "set", split, lambda name: Annotations(("cat", "dog"), (3, 9), (record,))
+    )
+
+
+def test_objects_become_arrays():
+    polygon = np.array([[1, 2], [3, 4], [5, 2.0]])
+    found = source(
+        Object("dog", (1, 2, 5, 4), crowd=True, segmentation=(polygon,)),
+        Object("cat", (0.5, 0, 20, 10), difficult=True, area=12.5),
+    )
+    assert (found.class_names, found.category_ids, found.notes) == (("cat", "dog"), (3, 9), [])
+    each = found.annotation(0)
+    assert (len(each), each.image_id, each.width, each.height) == (2, 7, 20, 10)
+    assert each.boxes.tolist() == [[1, 2, 5, 4], [0.5, 0, 20, 10]]
+    assert each.boxes.dtype == np.float64
+    assert each.labels.tolist() == [1, 0]
+    assert each.labels.dtype == np.int32
+    assert each.crowd.tolist() == [True, False]
+    assert each.difficult.tolist() == [False, True]
+    assert each.area.tolist() == [8, 12.5]
+    assert each.segmentations == ((polygon,), None)
+    assert pickle.loads(pickle.dumps(found)).annotation(0).area.tolist() == [8, 12.5]
+
+
+def test_an_image_may_have_no_object():
+    each = source().annotation(0)
+    assert len(each) == 0
+    assert each.boxes.shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ("box", "clipped", "area", "note"),
+    [
+        ((-0.9, 0, 20.9, 10), [0, 0, 20, 10], 200, None),  # A pixel of rounding is ordinary.
+        ((-3, 1, 5, 12), [0, 1, 5, 10], 45, "box (-3, 1, 5, 12) of 'cat' reaches outside of the"),
+        ((5, 1, 5, 9), [5, 1, 5, 9], 0, "a box of 'cat' has no area: training leaves it out"),
+        ((8, 1, 5, 9), [8, 1, 5, 9], 0, "a box of 'cat' has no area"),
+        ((8, 9, 5, 1), [8, 9, 5, 1], 0, "a box of 'cat' has no area"),
+        ((25, 1, 30, 9), [20, 1, 20, 9], 0, "reaches outside of the 20 x 10 image"),
+    ],
+)
+def test_boxes_are_clipped_and_what_is_odd_is_noted(box, clipped, area, note):
+    found = source(Object("cat", box))
+    assert found.annotation(0).boxes.tolist() == [clipped]
+    assert found.annotation(0).area.tolist() == [area]
+    if note is None:
+        assert found.notes == []
+    else:
+        assert found.notes[0].startswith("/set/a.jpg: ")
+        assert note in found.notes[0]
+        assert not any("\n" in line for line in found.notes)
+
+
+def test_a_size_that_is_not_annotated_comes_from_the_image(tmp_path, write_image):
+    path = str(write_image(tmp_path / "a.png", size=(6, 4)))
+    record = Record(path, "a.png", 1, None, (Object("cat", (0, 0, 9, 9)),))
+    found = AnnotatedSource("set", "train", lambda name: Annotations(("cat",), (1,), (record,)))
+    assert found.annotation(0).boxes.tolist() == [[0, 0, 6, 4]]
+    assert found[0]["image"].startswith(b"\x89PNG")
+    assert found[0]["objects"] is found.annotation(0)
+    assert found.describe(0) == path
+    with pytest.raises(InputError, match=r"^/set/a.jpg: cannot be read"):
+        source(size=None)
+
+
+def test_splits_are_put_together_and_must_have_the_same_classes():
+    def read(name):
+        names = ("cat", "dog") if name == "other" else ("cat",)
+        many = 0 if name == "empty" else 3
+        records = (Record(f"/{name}/{i}", f"{i}", i, (1, 1), ()) for i in range(many))
+        return Annotations(names, (1, 2)[: len(names)], tuple(records), (f"{name} is odd",))
+
+    both = AnnotatedSource("set", "train[1:]+val", read)
+    assert len(both) == 5
+    assert both.notes == ["train is odd", "val is odd"]
+    with pytest.raises(InputError, match="^set: the split other has the classes cat, dog but"):
+        AnnotatedSource("set", "train+other", read)
+    with pytest.raises(InputError, match="^set: the split empty holds no image"):
+        AnnotatedSource("set", "empty", read)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (5, 7), (40, 3)])
+def test_masks_are_those_of_coco(height, width):
+    rng = np.random.default_rng(0)
+    for density in (0, 0.1, 0.5, 1):
+        pixels = rng.random((height, width)) < density
+        ends = np.flatnonzero(np.diff(pixels.T.ravel(), prepend=False, append=~pixels[-1, -1]))
+        counts = np.diff(ends, prepend=0).tolist()
+        rle = RLE((height, width), tuple(counts))
+        packed = coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
+        np.testing.assert_array_equal(rle.mask(), pixels)
+        np.testing.assert_array_equal(rle.mask(), coco_mask.decode(packed) > 0)
+
+
+def test_duplicates():
+    assert duplicates([3, 1, 3, 2, 1, 3]) == [3, 1]
+    assert duplicates([]) == []
+
+
+def test_what_is_drawn_has_the_colours_of_the_classes():
+    polygon = np.array([[4, 4], [8, 4], [8, 8], [4, 8.0]])
+    mask = RLE((10, 20), (150, 50))  # The last five columns.
+    found = source(
+        Object("cat", (2, 3, 9, 9), segmentation=(polygon,)),
+        Object("dog", (15, 0, 20, 10), crowd=True, difficult=True, segmentation=mask),
+        Object("dog", (12, 8, 12, 8)),  # Has no area, and is seen nevertheless.
+    )
+    picture = draw_objects(np.zeros((10, 20, 3), np.uint8), found.annotation(0), ("cat", "dog"))
+    zoom = 64
+    assert picture.size == (20 * zoom, 10 * zoom)
+    pixels = np.asarray(picture)
+    red, blue = pixels[9 * zoom - 1, 3 * zoom], pixels[8 * zoom + 4, 12 * zoom + 2]
+    assert red[0] > 200 > 60 > red[2]
+    assert blue[2] > 150 > 60 > blue[0]
+    inside, masked, outside = (pixels[y * zoom, x * zoom] for y, x in ((7, 5), (5, 17), (7, 11)))
+    assert inside[0] > 50 > inside[2]
+    assert masked[2] > 50 > masked[0]
+    assert outside.max() == 0
+    small = draw_objects(np.zeros((10, 3000, 3), np.uint8), source().annotation(0), ())
+    assert small.size == (3000, 10)

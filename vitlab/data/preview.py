@@ -1,0 +1,104 @@
+"""Pictures of an image with the objects that are annotated in it, for a person to look at."""
+
+import colorsys
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from vitlab.data.annotations import RLE, Annotation, Segmentation
+
+_READABLE = 1280  # Pixels of the longer side; smaller images are enlarged by a whole number.
+_FILL = 100  # How opaque a mask is, of 255.
+
+
+def draw_objects(
+    image: np.ndarray, annotation: Annotation, class_names: Sequence[str]
+) -> Image.Image:
+    """Draws boxes with names, and masks as a translucent fill, in one colour a class.
+
+    A crowd's outline is dashed; "crowd" and "difficult" stand behind the names.
+
+    Args:
+        image: uint8[height, width, 3].
+        annotation: of the image.
+        class_names: of the labels in it.
+
+    Returns:
+        The picture in RGB, of the image's size or a multiple of it.
+    """
+    zoom = max(1, _READABLE // max(image.shape[:2]))
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    size = (picture.width * zoom, picture.height * zoom)
+    picture = picture.resize(size, Image.Resampling.NEAREST)
+    for label, segmentation in zip(annotation.labels, annotation.segmentations, strict=False):
+        mask = _mask(segmentation, size, zoom)
+        picture.paste(_color(label), None, mask.point(lambda inside: inside and _FILL))
+    line = max(2, max(size) // 400)
+    draw = ImageDraw.Draw(picture)
+    # Large ones first, so that a small box is not drawn over; names last, for the same reason.
+    order = np.argsort(-annotation.area, kind="stable")
+    for i in order:
+        corners = _corners(annotation.boxes[i] * zoom, size)
+        _outline(draw, corners, _color(annotation.labels[i]), line, dashed=annotation.crowd[i])
+    font = ImageFont.load_default(max(12, max(size) // 85))
+    for i in order:
+        flags = [f for f in ("crowd", "difficult") if getattr(annotation, f)[i]]
+        text = " ".join([class_names[annotation.labels[i]], *flags])
+        corners = _corners(annotation.boxes[i] * zoom, size)
+        _name(draw, corners, text, _color(annotation.labels[i]), font)
+    return picture
+
+
+def _color(label: int) -> tuple[int, int, int]:
+    """The golden ratio spreads any number of hues evenly; neighbours also differ in brightness."""
+    hue = int(label) * 0.618034 % 1
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.85, (1.0, 0.75)[int(label) % 2])
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def _mask(segmentation: Segmentation, size: tuple[int, int], zoom: int) -> Image.Image:
+    """White where the object is."""
+    if isinstance(segmentation, RLE):
+        return Image.fromarray(segmentation.mask().astype(np.uint8) * 255).resize(size)
+    mask = Image.new("L", size)
+    for polygon in segmentation or ():
+        ImageDraw.Draw(mask).polygon((polygon * zoom).ravel().tolist(), fill=255)
+    return mask
+
+
+def _corners(box: np.ndarray, size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """Corners in the right order within the picture, and apart, so that every box is seen."""
+    (x0, x1), (y0, y1) = sorted(box[[0, 2]].tolist()), sorted(box[[1, 3]].tolist())
+    x0, y0 = min(x0, size[0] - 5), min(y0, size[1] - 5)
+    return x0, y0, min(max(x1, x0 + 4), size[0] - 1), min(max(y1, y0 + 4), size[1] - 1)
+
+
+def _outline(draw: ImageDraw.ImageDraw, corners, color, line: int, dashed: bool) -> None:
+    if not dashed:
+        draw.rectangle(corners, outline=color, width=line)
+        return
+    x0, y0, x1, y1 = corners
+    for start, stop in _dashes(x0, x1, 5 * line):
+        for y in (y0, y1):
+            draw.line((start, y, stop, y), fill=color, width=line)
+    for start, stop in _dashes(y0, y1, 5 * line):
+        for x in (x0, x1):
+            draw.line((x, start, x, stop), fill=color, width=line)
+
+
+def _dashes(start: float, stop: float, length: int) -> Iterator[tuple[float, float]]:
+    for place in np.arange(start, stop, 2 * length):
+        yield place, min(place + length, stop)
+
+
+def _name(draw: ImageDraw.ImageDraw, corners, text: str, color, font) -> None:
+    """Above the box, or within it at the top of the picture."""
+    x, y = corners[:2]
+    _, _, width, height = draw.textbbox((0, 0), text, font=font)
+    x = max(0, min(x, draw.im.size[0] - width - 4))
+    y = y - height - 2 if y > height + 2 else y
+    draw.rectangle((x, y, x + width + 4, y + height + 2), fill=color)
+    red, green, blue = color
+    bright = 0.299 * red + 0.587 * green + 0.114 * blue > 140
+    draw.text((x + 2, y), text, fill="black" if bright else "white", font=font)

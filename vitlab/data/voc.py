@@ -1,0 +1,191 @@
+"""Pascal VOC's folders of xml files (http://host.robots.ox.ac.uk/pascal/VOC) as a source."""
+
+import math
+import os
+import posixpath
+import xml.etree.ElementTree as ET
+
+from etils import epath
+
+from vitlab.data.annotations import AnnotatedSource, Annotations, Object, Record, duplicates
+from vitlab.data.folders import IMAGE_SUFFIXES, read_file
+from vitlab.errors import InputError
+
+
+def open_voc(place: str, options: dict[str, str], split: str, spec: str) -> AnnotatedSource:
+    """Opens `voc:PATH[?classes=a,b,c&offset=1]`.
+
+    PATH holds Annotations/*.xml, JPEGImages/ and ImageSets/Main/SPLIT.txt, whose lines begin with
+    the name of an annotation without ".xml". Without ImageSets/Main every annotation is of the
+    split "train". An image is the file that <filename> names, else the one named as its xml. It is
+    numbered by the place of its xml among all, from 1.
+
+    VOC counts pixels from 1 and both corners are inside of the box, so the lower corner is lowered
+    by 1: a box that covers the image, from (1, 1) to (width, height), becomes (0, 0, width,
+    height). So it is taken to be in BCCD too, whose boxes touch exactly these bounds and never 0.
+    A box whose corners coincide in the file has no area, whatever the offset.
+
+    Args:
+        place: the PATH.
+        options: "classes" names them in the order of their labels; by default they are the sorted
+            names of the objects in the split "train", else "trainval", else of all. "offset" is
+            "0" for files that count from 0, which keeps their numbers.
+        split: e.g. "train[:90%]".
+        spec: the source string, for errors.
+
+    Raises:
+        InputError: a file is missing or is not as VOC defines it, or has a class of no name above.
+    """
+    offset = options.get("offset", "1")
+    if offset not in ("0", "1"):
+        raise InputError(f"source {spec!r}: offset is {offset!r} but must be 0 or 1")
+    reader = _Reader(place, int(offset), spec)
+    return AnnotatedSource(spec, split, lambda name: reader.read(name, options.get("classes")))
+
+
+class _Reader:
+    """Reads the folders below `place`, each xml once."""
+
+    def __init__(self, place: str, offset: int, spec: str):
+        root = epath.Path(place).expanduser()
+        self._offset, self._spec = offset, spec
+        self._annotations, self._lists = root / "Annotations", root / "ImageSets" / "Main"
+        self._images = root / "JPEGImages"
+        stems = sorted(n.removesuffix(".xml") for n in _names(self._annotations, (".xml",)))
+        if not stems:
+            raise InputError(f"{self._annotations} holds no xml file")
+        self._numbers = {stem: number for number, stem in enumerate(stems, start=1)}
+        self._files = {posixpath.splitext(n)[0]: n for n in _names(self._images, IMAGE_SUFFIXES)}
+        self._records: dict[str, Record] = {}
+
+    def read(self, split: str, classes: str | None) -> Annotations:
+        notes: list[str] = []
+        stems = self._stems(split, notes)
+        class_names = self._class_names(classes)
+        known = frozenset(class_names)
+        for stem in stems:
+            for each in self._record(stem).objects:
+                if each.name not in known:
+                    raise InputError(
+                        f"{self._xml(stem)}: the class {each.name!r} is not among the classes "
+                        f"{', '.join(class_names)}: name them all with ?classes=a,b,c"
+                    )
+        records = tuple(map(self._record, stems))
+        return Annotations(class_names, tuple(range(1, len(known) + 1)), records, tuple(notes))
+
+    def _stems(self, split: str, notes: list[str]) -> list[str]:
+        """The annotations of a split, each once; a note for each that is listed twice."""
+        if not self._lists.is_dir():
+            if split != "train":
+                raise InputError(
+                    f"{self._spec}: without ImageSets/Main the only split is train: {split!r} "
+                    "does not exist"
+                )
+            return list(self._numbers)
+        path = self._lists / f"{split}.txt"
+        if not path.exists():
+            raise InputError(f"{self._spec}: split {split!r} does not exist: there is no {path}")
+        lines = read_file(os.fspath(path)).decode("utf-8", "replace").splitlines()
+        stems = {number: line.split()[0] for number, line in enumerate(lines, 1) if line.strip()}
+        for number, stem in stems.items():
+            if stem not in self._numbers:
+                raise InputError(f"{path}:{number}: there is no {self._xml(stem)}")
+        notes += [f"{path}: {stem} is listed twice" for stem in duplicates([*stems.values()])]
+        return list(dict.fromkeys(stems.values()))
+
+    def _class_names(self, classes: str | None) -> tuple[str, ...]:
+        if classes is not None:
+            names = tuple(name.strip() for name in classes.split(",") if name.strip())
+            if not names or duplicates(names):
+                raise InputError(f"source {self._spec!r}: classes must be names, each once")
+            return names
+        lists = [name for name in ("train", "trainval") if (self._lists / f"{name}.txt").exists()]
+        stems = self._stems(lists[0], []) if lists else self._numbers
+        return tuple(sorted({each.name for stem in stems for each in self._record(stem).objects}))
+
+    def _xml(self, stem: str) -> str:
+        return os.fspath(self._annotations / f"{stem}.xml")
+
+    def _record(self, stem: str) -> Record:
+        if stem not in self._records:
+            root = _parse(self._xml(stem))
+            file_name = root.findtext("filename", "").strip()
+            if self._files.get(posixpath.splitext(file_name)[0]) != file_name:
+                file_name = self._files.get(stem, f"{stem}.jpg")
+            self._records[stem] = Record(
+                path=os.fspath(self._images / file_name),
+                name=file_name,
+                image_id=self._numbers[stem],
+                size=_size(root, self._xml(stem)),
+                objects=tuple(self._objects(root, self._xml(stem))),
+            )
+        return self._records[stem]
+
+    def _objects(self, root: ET.Element, path: str):
+        for number, found in enumerate(root.findall("object"), start=1):
+            where = f"{path}: object {number}"
+            name = found.findtext("name", "").strip()
+            if not name:
+                raise InputError(f"{where} has no name")
+            x0, y0, x1, y1 = (
+                _number(found, f"bndbox/{side}", where) for side in ("xmin", "ymin", "xmax", "ymax")
+            )
+            if x1 > x0:
+                x0 -= self._offset
+            if y1 > y0:
+                y0 -= self._offset
+            difficult = found.find("difficult") is not None and _number(found, "difficult", where)
+            yield Object(name, (x0, y0, x1, y1), difficult=bool(difficult))
+
+
+def _names(folder: epath.Path, suffixes: tuple[str, ...]) -> list[str]:
+    """The files in a folder with one of the suffixes, without hidden ones."""
+    try:
+        names = [path.name for path in folder.iterdir()]
+    except OSError as error:
+        raise InputError(f"folder {folder} cannot be read ({error.strerror})") from None
+    return [n for n in names if n.lower().endswith(suffixes) and not n.startswith(".")]
+
+
+class _Builder(ET.TreeBuilder):
+    """Refuses what can declare entities: a few bytes of them expand to gigabytes."""
+
+    def doctype(self, *_) -> None:
+        raise InputError("has a DOCTYPE, which VOC's files never need: remove it")
+
+
+def _parse(path: str) -> ET.Element:
+    try:
+        root = ET.fromstring(read_file(path), ET.XMLParser(target=_Builder()))
+    except ET.ParseError as error:
+        line, column = error.position
+        reason = str(error).partition(":")[0]
+        raise InputError(f"{path}:{line}: is not xml ({reason} at column {column + 1})") from None
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    except (ValueError, LookupError) as error:  # An encoding that does not exist.
+        raise InputError(f"{path}: is not xml ({error})") from None
+    if root.tag != "annotation":
+        raise InputError(f"{path}: is not VOC's: <annotation> is expected, not <{root.tag}>")
+    return root
+
+
+def _size(root: ET.Element, path: str) -> tuple[int, int] | None:
+    """Width and height, or None where the file does not say, or says 0, as some tools write."""
+    if root.find("size/width") is None or root.find("size/height") is None:
+        return None
+    width, height = (int(_number(root, f"size/{side}", path)) for side in ("width", "height"))
+    return (width, height) if width > 0 and height > 0 else None
+
+
+def _number(element: ET.Element, tag: str, where: str) -> float:
+    text = element.findtext(tag)
+    if text is None:
+        raise InputError(f"{where} has no {tag}")
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise InputError(f"{where}: {tag} is {text.strip()!r} but must be a finite number")
+    return number

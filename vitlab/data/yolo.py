@@ -1,0 +1,157 @@
+"""YOLO's text files (https://docs.ultralytics.com/datasets/detect) as a source."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import yaml
+from etils import epath
+
+from vitlab.data.annotations import AnnotatedSource, Annotations, Object, Record, duplicates
+from vitlab.data.decode import image_size
+from vitlab.data.folders import IMAGE_SUFFIXES, read_file
+from vitlab.errors import InputError
+
+_SPLITS = ("train", "val", "test")
+
+
+def open_yolo(place: str, options: dict[str, str], split: str, spec: str) -> AnnotatedSource:
+    """Opens `yolo:data.yaml`.
+
+    The yaml has `path`, the data set's folder from that of the yaml (by default the same); `train`,
+    `val` and `test`, each a folder of images, a .txt file that lists them, or a list of those, all
+    from `path`; and `names`, a list or {0: a, 1: b}. Paths in a .txt file are from its own folder.
+    The labels of an image are where the last "/images/" in its path is replaced by "/labels/" and
+    its suffix by ".txt"; without that file, or with nothing in it, it is an image of no object.
+
+    A line is `class x y width height` of a box by its centre, or `class x y x y x y ...` of a
+    polygon, whose bounds are the box; all as parts of the image's width and height. Images are
+    numbered from 1 in sorted order, in each split; categories are numbered from 1 too.
+
+    Args:
+        place: of the yaml.
+        options: none.
+        split: e.g. "train[:90%]".
+        spec: the source string, for errors.
+
+    Raises:
+        InputError: a file is missing or is not as above, or the size of an image cannot be read.
+    """
+    del options
+    path = epath.Path(place).expanduser()
+    content = _parse(path)
+    class_names = _class_names(content.get("names"), path)
+    root = path.parent / _text(content.get("path", "."), f"{path}: path")
+
+    def read(name: str) -> Annotations:
+        if name not in _SPLITS or not content.get(name):
+            there = ", ".join(key for key in _SPLITS if content.get(key)) or "none"
+            raise InputError(f"{spec}: split {name!r} does not exist: there is {there}")
+        images = sorted(set(_images(content[name], root, f"{path}: {name}")))
+        records = (
+            _record(image, number, root, class_names) for number, image in enumerate(images, 1)
+        )
+        return Annotations(class_names, tuple(range(1, len(class_names) + 1)), tuple(records))
+
+    return AnnotatedSource(spec, split, read)
+
+
+def _parse(path: epath.Path) -> dict:
+    try:
+        content = yaml.safe_load(read_file(os.fspath(path)))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
+        mark = getattr(error, "problem_mark", None)
+        where = f":{mark.line + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or str(error)
+        raise InputError(f"{path}{where}: is not yaml ({' '.join(reason.split())})") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: must be a yaml of the keys path, train, val, test and names")
+    return content
+
+
+def _class_names(names: Any, path: epath.Path) -> tuple[str, ...]:
+    if isinstance(names, dict):
+        if set(names) != set(range(len(names))):
+            raise InputError(f"{path}: the keys of names must be 0, 1, 2, ... without a gap")
+        names = [names[label] for label in range(len(names))]
+    if not names or not isinstance(names, list):
+        raise InputError(f"{path}: names must be a list of class names, or {{0: a, 1: b}}")
+    found = tuple(_text(name, f"{path}: names[{label}]") for label, name in enumerate(names))
+    for name in duplicates(found):
+        raise InputError(f"{path}: names has {name!r} twice")
+    return found
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str):  # Yaml reads `no` as false and `8` as a number.
+        raise InputError(f"{where} is {value!r} but must be text: put it in quotes")
+    return value
+
+
+def _images(place: Any, root: epath.Path, where: str) -> Iterator[str]:
+    """The paths of the images in a folder, in a .txt file, or in a list of those."""
+    if isinstance(place, list):
+        for i, each in enumerate(place):
+            yield from _images(each, root, f"{where}[{i}]")
+        return
+    path = root / _text(place, where)
+    if path.suffix == ".txt":
+        lines = read_file(os.fspath(path)).decode("utf-8", "replace").splitlines()
+        yield from (os.fspath(path.parent / line.strip()) for line in lines if line.strip())
+    elif path.is_dir():
+        for folder, _, names in path.walk():
+            for name in names:
+                if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
+                    yield os.path.join(folder, name)
+    else:
+        raise InputError(f"{where}: {path} is neither a folder nor a .txt file")
+
+
+def _record(path: str, number: int, root: epath.Path, class_names: tuple[str, ...]) -> Record:
+    size = image_size(read_file(path), path)
+    labels = epath.Path(_label_path(path))
+    lines = []
+    if labels.exists():
+        lines = read_file(os.fspath(labels)).decode("utf-8", "replace").splitlines()
+    objects = tuple(
+        _object(line.split(), size, class_names, f"{labels}:{row}")
+        for row, line in enumerate(lines, start=1)
+        if line.strip()
+    )
+    return Record(path, path.removeprefix(f"{root}/"), number, size, objects)
+
+
+def _label_path(path: str) -> str:
+    # The slash in front, for a path that begins with "images/".
+    above, found, below = f"/{os.path.splitext(path)[0]}".rpartition("/images/")
+    return (f"{above}/labels/{below}" if found else above + below)[1:] + ".txt"
+
+
+def _object(words: list[str], size, class_names: tuple[str, ...], where: str) -> Object:
+    try:
+        label, *values = map(float, words)
+    except ValueError:
+        raise InputError(f"{where}: {' '.join(words)[:60]!r} must be numbers") from None
+    if not np.isfinite(values).all():
+        raise InputError(f"{where}: a coordinate is not finite")
+    if label not in range(len(class_names)):
+        raise InputError(
+            f"{where}: the class {words[0]} is not among the {len(class_names)} classes, which "
+            "count from 0"
+        )
+    name = class_names[int(label)]
+    if len(values) == 4:
+        centre, sides = np.array(values).reshape(2, 2) * size
+        corners = np.stack([centre - sides / 2, centre + sides / 2])
+        return Object(name, tuple(corners.ravel().tolist()))
+    if len(values) < 6 or len(values) % 2:
+        raise InputError(
+            f"{where}: has {len(words)} numbers: a class and a box of 4, or a polygon of 3 points "
+            "or more"
+        )
+    polygon = np.array(values).reshape(-1, 2) * size
+    box = (*polygon.min(axis=0).tolist(), *polygon.max(axis=0).tolist())
+    return Object(name, box, segmentation=(polygon,))

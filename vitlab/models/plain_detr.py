@@ -1,0 +1,351 @@
+"""A detector on the one feature map of a plain ViT, for data sets of hundreds of images as well.
+
+DETR needs hundreds of epochs; what the field has found since, and what a single map of dense
+attention needs, is here, each a field that can be switched off:
+
+- `two_stage`: the queries begin at the boxes that the feature map's own cells propose (Deformable
+  DETR, 2010.04159; with learned contents as in DINO, 2203.03605);
+- `refine`: each layer of the decoder moves the boxes of the one before (2010.04159), in units of
+  those boxes, as box regressors always did (Plain DETR, 2308.01904);
+- `box_bias`: attention to the map knows where each cell lies from the box's sides, a small MLP for
+  each axis (2308.01904, section 4.1);
+- `denoising`: in training, queries that begin at noisy copies of the objects and are to undo the
+  noise or, if it is too much, to say that there is nothing (DN-DETR, 2203.01305; DINO);
+- `query_groups`: in training, several groups of queries, each matched by itself (Group DETR,
+  2207.13085).
+
+The IoU-aware loss, the average of the parameters and layer decay are the config's.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jax import Array
+
+from vitlab.errors import InputError
+from vitlab.models.detr import Boxes, BoxHead, check_sizes, feature_map
+from vitlab.models.set_loss import Targets
+from vitlab.models.transformer import XAVIER, Attention, Block, Dense, Encoder, Mlp
+from vitlab.ops.boxes import to_centres, to_corners
+from vitlab.ops.dropout import dropout
+from vitlab.ops.keys import row_keys, split_each
+from vitlab.ops.positions import sine_embedding, sine_positions
+
+
+class PlainDETR(nn.Module):
+    """A detector around any backbone: `PlainDETR(ViT("S/16", pool="gap"), num_classes=80)`.
+
+    Fields:
+      backbone: its feature map of the greatest stride is used.
+      num_classes: logits of a query.
+      num_queries: the most objects that an image can have.
+      width, num_heads, mlp_dim, encoder_layers, decoder_layers: of the transformer, whose encoder
+        may have no layer, as a ViT has enough.
+      two_stage, refine, box_bias, denoising, query_groups: see above; `denoising` counts the noisy
+        copies of each object, and as many of them again are too noisy.
+      box_noise: how far a copy's sides may lie off, in halves of the box's sides.
+      label_noise: how often a copy says another class.
+      upsample: doubles the rows and columns of the map, by a transposed convolution.
+      dropout: of each branch and inside the MLPs.
+      class_bias: initial bias of the class logits, -log 99 for the sigmoid losses.
+      axis_name: of `pmap`.
+      dtype: of the computation; parameters, logits and boxes are float32.
+
+    Raises:
+      InputError: a field that is out of range.
+    """
+
+    backbone: nn.Module
+    num_classes: int = 80
+    num_queries: int = 300
+    width: int = 256
+    num_heads: int = 8
+    mlp_dim: int = 1024
+    encoder_layers: int = 1
+    decoder_layers: int = 3
+    two_stage: bool = True
+    refine: bool = True
+    box_bias: bool = True
+    denoising: int = 3
+    query_groups: int = 1
+    box_noise: float = 1.0
+    label_noise: float = 0.25
+    upsample: bool = False
+    dropout: float = 0.0
+    class_bias: float = 0.0
+    axis_name: str | None = None
+    dtype: Any = jnp.float32
+
+    def __post_init__(self):
+        check_sizes(self)
+        if self.denoising < 0 or self.query_groups < 1:
+            raise InputError(
+                f"PlainDETR denoising is {self.denoising} and query_groups {self.query_groups}: "
+                "they must be at least 0 and 1"
+            )
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(
+        self,
+        images: Array,
+        content: Array | None = None,
+        targets: Targets | None = None,
+        train: bool = False,
+    ) -> tuple[Boxes, dict[str, Any]]:
+        """Detects.
+
+        Args:
+          images: f[batch, height, width, channels]; padding should be zero.
+          content: i32[batch, 2], height and width in pixels of what is no padding; None: all.
+          targets: of the images, in training with `denoising`.
+          train: whether all groups of queries, noisy copies and dropout are there, which needs
+            `rngs={"dropout": key}`, and the backbone trains.
+
+        Returns:
+          The `Boxes` of the last layer; and the stages: "feature_map" and "memory" f[batch, rows,
+          columns, channels], "queries" f[batch, queries, width]; "proposals", the `Boxes` of each
+          cell of the map f32[batch, cells, ...], and which cells are no padding, "proposal_mask"
+          bool[batch, cells] (with `two_stage`); "layers", those of each layer
+          of the decoder f32[batch, layers, groups, queries, ...]; in training with `denoising`
+          "denoised", those of the copies f32[batch, layers, copies, 2 targets, ...], the second
+          half too noisy.
+        """
+        dtype, exact = self.dtype, jnp.promote_types(self.dtype, jnp.float32)
+        norm = partial(nn.LayerNorm, 1e-6, use_fast_variance=False, dtype=dtype)
+        attend = partial(Attention, self.num_heads, dtype=dtype)
+        mlp = partial(Mlp, self.mlp_dim, dropout=self.dropout, dtype=dtype)
+        box_head = partial(BoxHead, self.width, nn.initializers.zeros, exact)
+        bias = nn.initializers.constant(self.class_bias)
+        class_head = partial(Dense, self.num_classes, kernel_init=XAVIER, bias_init=bias)
+        class_head = partial(class_head, dtype=exact)
+
+        features, mask = feature_map(self.backbone, images, content, train, True)
+        if self.upsample:
+            up = nn.ConvTranspose(self.width, (2, 2), (2, 2), dtype=dtype, name="upsample")
+            features, mask = up(features), mask.repeat(2, axis=1).repeat(2, axis=2)
+        random = train and self.dropout
+        keys = row_keys(self.make_rng("dropout"), len(mask), self.axis_name) if random else None
+        keys = [None] * 2 if keys is None else split_each(keys, 2)
+        x = norm(name="input_norm")(
+            Dense(self.width, dtype=dtype, name="input_projection")(features)
+        )
+        grid, keys_mask = mask.shape[1:], rearrange(mask, "b h w -> b (h w)")
+        positions = rearrange(sine_positions(mask, self.width), "b h w c -> b (h w) c").astype(
+            dtype
+        )
+        memory = rearrange(x, "b h w c -> b (h w) c")
+        if self.encoder_layers:
+            block = partial(Block, attend, mlp, norm, dropout=self.dropout)
+            encoder = Encoder(self.encoder_layers, block, name="encoder")
+            memory = encoder(memory + positions, mask=keys_mask, keys=keys[0])[0]
+            memory = norm(name="encoder_norm")(memory)
+        stages = {"feature_map": features, "memory": memory.reshape(*features.shape[:3], -1)}
+
+        # Where cells lie, as fractions of the image: the padding beyond is not a part of it.
+        places = cell_places(images.shape[1:3], content, grid, len(mask))
+        groups = self.query_groups if train else 1
+        if self.two_stage and self.num_queries > memory.shape[1]:
+            raise InputError(
+                f"PlainDETR num_queries is {self.num_queries} but the feature map has only "
+                f"{memory.shape[1]} cells to propose boxes: use fewer, a larger image or upsample"
+            )
+        if self.two_stage:
+            x = norm(name="proposal_norm")(memory).astype(exact)
+            anchors = jnp.concatenate([places.centres, 3 * places.cells], axis=-1)
+            proposals = Boxes(
+                class_head(name="proposal_class_head")(x),
+                moved(anchors, box_head(name="proposal_box_head")(x)),
+            )
+            stages |= {"proposals": proposals, "proposal_mask": keys_mask}
+            score = jnp.where(keys_mask, proposals.logits.max(axis=-1), -jnp.inf)
+            best = jax.lax.top_k(score, self.num_queries)[1]
+            boxes = jnp.take_along_axis(proposals.boxes, best[..., None], axis=1)
+            boxes = jnp.tile(jax.lax.stop_gradient(boxes), (1, groups, 1))
+        else:
+            learned = self.param(
+                "query_boxes", uniform_boxes, (self.query_groups, self.num_queries)
+            )
+            boxes = jnp.broadcast_to(
+                nn.sigmoid(learned[:groups]).reshape(1, -1, 4),
+                (len(x), groups * self.num_queries, 4),
+            )
+        shape = (self.query_groups, self.num_queries, self.width)
+        content_of_queries = self.param("queries", nn.initializers.normal(1.0), shape)[:groups]
+        queries = jnp.broadcast_to(
+            content_of_queries.reshape(1, -1, self.width).astype(dtype),
+            (len(memory), groups * self.num_queries, self.width),
+        )
+        group = jnp.repeat(jnp.arange(groups), self.num_queries)
+        seen = jnp.ones(queries.shape[:2], bool)
+        embed = nn.Embed(self.num_classes, self.width, dtype=dtype, name="label_embedding")
+        embed(jnp.zeros((), jnp.int32))  # so that it is there in whatever call makes the parameters
+        copies = self.denoising if train and targets is not None else 0
+        if copies:
+            drawn = row_keys(self.make_rng("dropout"), len(memory), self.axis_name)
+            noisy = jax.vmap(partial(self.noisy_copies, copies))(drawn, targets)
+            boxes = jnp.concatenate([boxes, noisy.boxes], axis=1)
+            queries = jnp.concatenate([queries, embed(noisy.labels)], axis=1)
+            own = groups + jnp.repeat(jnp.arange(copies), 2 * targets.labels.shape[1])
+            group = jnp.concatenate([group, own])
+            seen = jnp.concatenate([seen, noisy.mask], axis=1)
+        # A query sees its own group alone, and no copy of an object that is not there.
+        together = (group[:, None] == group)[None, None] & seen[:, None, None]
+
+        layer = partial(DecoderLayer, attend, mlp, norm, self.dropout)
+        layer_keys = [None] * self.decoder_layers
+        layer_keys = layer_keys if keys[1] is None else split_each(keys[1], self.decoder_layers)
+        position_head = [Dense(self.width, dtype=dtype, name=f"position_{i}") for i in range(2)]
+        class_head, box_head = class_head(name="class_head"), box_head(name="box_head")
+        out_norm, outputs = norm(name="decoder_norm"), []
+        for i in range(self.decoder_layers):
+            sines = sine_embedding(boxes, self.width // 2).astype(dtype)
+            at = position_head[1](nn.relu(position_head[0](sines)))
+            nearness = None
+            if self.box_bias:
+                box_bias = BoxBias(self.num_heads, self.width, dtype, name=f"box_bias_{i}")
+                nearness = box_bias(boxes, places)
+            queries = layer(name=f"decoder_{i}")(
+                queries, at, together, memory, positions, keys_mask, nearness, layer_keys[i]
+            )
+            x = out_norm(queries).astype(exact)
+            outputs.append(Boxes(class_head(x), moved(boxes, box_head(x))))
+            if self.refine:
+                boxes = jax.lax.stop_gradient(outputs[-1].boxes)
+        outputs = jax.tree.map(lambda *layers: jnp.stack(layers, axis=1), *outputs)
+        matched = groups * self.num_queries
+
+        def regroup(x, count):
+            return rearrange(x, "b l (g q) c -> b l g q c", g=count)
+
+        stages["queries"] = queries[:, : self.num_queries]
+        stages["layers"] = layers = jax.tree.map(
+            lambda x: regroup(x[:, :, :matched], groups), outputs
+        )
+        if copies:
+            stages["denoised"] = jax.tree.map(lambda x: regroup(x[:, :, matched:], copies), outputs)
+        return jax.tree.map(lambda x: x[:, -1, 0], layers), stages
+
+    @nn.nowrap
+    def noisy_copies(self, copies: int, key: Array, targets: Targets) -> Targets:
+        """Of one image's targets [t, ...] their noisy copies [copies * 2 * t, ...]: in each copy
+        first those to be mended, then those that lie too far off (DINO, section 3.3)."""
+        count = len(targets.labels)
+        shape = (copies, 2, count)
+        size, sign, flip, other = jax.random.split(key, 4)
+        labels = jnp.where(
+            jax.random.bernoulli(flip, self.label_noise, shape),
+            jax.random.randint(other, shape, 0, self.num_classes),
+            targets.labels,
+        )
+        far = jnp.arange(2).reshape(1, 2, 1, 1)  # off by 0 to 1, and by 1 to 2, halves of a side
+        off = (jax.random.uniform(size, (*shape, 4)) + far) * jax.random.rademacher(
+            sign, (*shape, 4), targets.boxes.dtype
+        )
+        half = jnp.tile(targets.boxes[:, 2:] / 2, 2)
+        corners = jnp.clip(to_corners(targets.boxes) + self.box_noise * off * half, 0, 1)
+        low, high = jnp.minimum(corners[..., :2], corners[..., 2:]), corners[..., 2:]
+        boxes = to_centres(jnp.concatenate([low, jnp.maximum(high, low + 1e-3)], axis=-1))
+        mask = jnp.broadcast_to(targets.mask, shape)
+        return Targets(boxes.reshape(-1, 4), labels.reshape(-1), mask.reshape(-1))
+
+
+class Places(NamedTuple):
+    """Where the cells of a map lie, as fractions of the image: `rows` f32[batch, rows] and
+    `columns` f32[batch, columns] of their centres; `centres` f32[batch, cells, 2] as (x, y), and
+    `cells` of the same shape, the size of each."""
+
+    rows: Array
+    columns: Array
+    centres: Array
+    cells: Array
+
+
+def cell_places(
+    canvas: tuple[int, int], content: Array | None, grid: tuple[int, int], batch: int
+) -> Places:
+    """Places of a grid over a canvas (height, width) of which the `content` is the image."""
+    content = jnp.asarray(canvas)[None] if content is None else content
+    content = jnp.broadcast_to(content, (batch, 2)).astype(jnp.float32)
+    sides = [side / cells for side, cells in zip(canvas, grid, strict=True)]
+    rows, columns = (
+        (jnp.arange(cells) + 0.5) * side / content[:, i : i + 1]
+        for i, (cells, side) in enumerate(zip(grid, sides, strict=True))
+    )
+    shape = (batch, *grid)
+    centres = jnp.stack(
+        [jnp.broadcast_to(columns[:, None], shape), jnp.broadcast_to(rows[:, :, None], shape)], -1
+    ).reshape(batch, -1, 2)
+    cells = jnp.broadcast_to((jnp.asarray(sides) / content)[:, None, ::-1], centres.shape)
+    return Places(rows, columns, centres, cells)
+
+
+class DecoderLayer(nn.Module):
+    """A pre-norm layer: queries attend to their group, then to the map, then think (MLP)."""
+
+    make_attention: Callable
+    make_mlp: Callable
+    make_norm: Callable
+    dropout: float
+
+    @nn.compact
+    def __call__(self, x, at, together, memory, positions, memory_mask, nearness, keys):
+        """x: f[batch, queries, width] -> the same; at: their positions; together: bool[batch, 1,
+        queries, queries]; memory, positions: f[batch, cells, width]; memory_mask: bool[batch,
+        cells]; nearness: f[batch, heads, queries, cells] or None; keys: key[batch] or None."""
+        keys = [None] * 4 if keys is None else split_each(keys, 4)
+        y = self.make_norm(name="norm1")(x)
+        attend = self.make_attention(name="attention")
+        x = x + dropout(attend(y + at, y + at, value=y, mask=together), self.dropout, keys[0])
+        y = self.make_norm(name="norm_cross")(x)
+        attend = self.make_attention(name="cross_attention")
+        y = attend(y + at, memory + positions, value=memory, mask=memory_mask, bias=nearness)
+        x = x + dropout(y, self.dropout, keys[1])
+        y = self.make_mlp(name="mlp")(self.make_norm(name="norm2")(x), keys[2])
+        return x + dropout(y, self.dropout, keys[3])
+
+
+class BoxBias(nn.Module):
+    """What attention adds for where a cell lies from a box's sides: a term for its row and one for
+    its column, each from an MLP of the two distances."""
+
+    num_heads: int
+    width: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, boxes: Array, places: Places) -> Array:
+        """boxes: f32[batch, queries, 4] -> f[batch, heads, queries, rows * columns]."""
+        low, high = jnp.split(to_corners(boxes), 2, axis=-1)
+
+        def axis(name, i, cells):
+            sides = jnp.stack([low[..., i], high[..., i]], axis=-1)
+            away = cells[:, None, :, None] - sides[:, :, None]
+            away = jnp.sign(away) * jnp.log2(jnp.abs(8 * away) + 1) / 3  # fine nearby, coarse afar
+            x = nn.relu(Dense(self.width, dtype=self.dtype, name=f"{name}_in")(away))
+            x = Dense(self.num_heads, use_bias=False, dtype=self.dtype, name=f"{name}_out")(x)
+            return rearrange(x, "b q c h -> b h q c")
+
+        across, down = axis("x", 0, places.columns), axis("y", 1, places.rows)
+        return rearrange(down[..., None] + across[..., None, :], "b h q r c -> b h q (r c)")
+
+
+def moved(boxes: Array, by: Array) -> Array:
+    """Boxes f32[..., 4] moved and stretched in units of their own sides, f32[..., 4]."""
+    centre, size = jnp.split(boxes, 2, axis=-1)
+    shift, stretch = jnp.split(by, 2, axis=-1)
+    # The bound is Faster R-CNN's: it keeps a wild prediction from becoming infinite.
+    size_now = size * jnp.exp(jnp.clip(stretch, -4.135, 4.135))
+    return jnp.concatenate([centre + shift * size, size_now], axis=-1)
+
+
+def uniform_boxes(key: Array, shape: tuple[int, int]) -> Array:
+    """Logits f32[*shape, 4] of boxes whose centres are anywhere and whose sides are a quarter."""
+    centres = jax.random.uniform(key, (*shape, 2), minval=0.05, maxval=0.95)
+    boxes = jnp.concatenate([centres, jnp.full((*shape, 2), 0.25)], axis=-1)
+    return jnp.log(boxes) - jnp.log1p(-boxes)

@@ -1,0 +1,271 @@
+"""Detection of objects: a box, a class and a score for each. The models are `models/detr.py` and
+`models/plain_detr.py`, their loss is `models/set_loss.py`."""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vitlab import config as config_lib
+from vitlab.errors import InputError
+from vitlab.evaluation import detection as metrics_lib
+from vitlab.models.build import build_detector, model_settings
+from vitlab.models.detr import Boxes
+from vitlab.models.set_loss import SetLoss, Targets
+from vitlab.ops import augment as augment_ops
+from vitlab.ops import keys
+from vitlab.ops.boxes import to_centres, to_corners
+from vitlab.ops.padding import content_mask
+from vitlab.tasks.task import Arrays, Examples
+
+# Detections of an image that are kept, as many as COCO counts.
+MAX_DETECTIONS = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentConfig:
+    """`config.augment`: photometric, on the device. What moves boxes is in the preprocessing.
+
+    Attributes:
+        color_jitter: brightness, contrast, saturation, hue: torchvision's strengths.
+        color_jitter_prob: that an image is jittered at all.
+        greyscale: probability of losing its colours.
+    """
+
+    color_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    color_jitter_prob: float = 1.0
+    greyscale: float = 0.0
+
+    def __post_init__(self):
+        for name in ("color_jitter_prob", "greyscale"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} is {getattr(self, name)} but must be in [0, 1]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Detection:
+    """See `vitlab.tasks.task.Task` for what each function promises."""
+
+    model: nn.Module
+    loss_config: SetLoss
+    augment_config: AugmentConfig
+    classes: tuple[str, ...]
+    axis_name: str | None = None
+
+    evaluators: ClassVar[tuple[str, ...]] = ("detection",)
+
+    @classmethod
+    def from_config(
+        cls,
+        model: Arrays,
+        loss: Arrays,
+        augment: Arrays,
+        classes: tuple[str, ...],
+        dtype: Any,
+        axis_name: str | None = None,
+    ) -> "Detection":
+        """Builds the task. `config.model` has `name`, `backbone` and the fields of the detector.
+
+        Raises:
+            InputError: a wrong key or value.
+        """
+        if not classes:
+            raise InputError("config.data.source has no classes: detection needs boxes of some")
+        loss = config_lib.section(loss, SetLoss, "config.loss")
+        softmax = loss.classification == "softmax"
+        module = build_detector(
+            model,
+            num_classes=len(classes) + softmax,
+            # A sigmoid says 1 % at first: nearly all that it sees is background (1708.02002).
+            class_bias=0.0 if softmax else -math.log(99),
+            dtype=dtype,
+            axis_name=axis_name,
+        )
+        return cls(
+            model=module,
+            loss_config=loss,
+            augment_config=config_lib.section(augment, AugmentConfig, "config.augment"),
+            classes=tuple(classes),
+            axis_name=axis_name,
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """The sections that this task read, resolved."""
+        model = config_lib.as_dict(model_settings(self.model))
+        for given in ("num_classes", "class_bias"):
+            del model[given]
+        return {
+            "model": model,
+            "loss": config_lib.as_dict(self.loss_config),
+            "augment": config_lib.as_dict(self.augment_config),
+        }
+
+    def init(self, key: jax.Array, images: jax.Array) -> dict[str, Any]:
+        """Fresh variables for images of this shape."""
+        return self.model.init(key, images)
+
+    def augment(self, batch: Arrays, normalize: Callable, seed: int, step: jax.Array) -> Arrays:
+        """Makes `image` f32, augmented, zero where it is padding; and adds `targets`."""
+        del step
+        _check(batch, "config.data.preprocess")
+        c = self.augment_config
+        images = batch["image"].astype(jnp.float32) / 255.0
+
+        def example_keys(purpose):
+            return keys.example_keys(seed, purpose, batch["epoch"], batch["id"])
+
+        if any(c.color_jitter):
+            images = augment_ops.color_jitter(
+                images, example_keys("color_jitter"), *c.color_jitter, p=c.color_jitter_prob
+            )
+        if c.greyscale:
+            images = augment_ops.random_greyscale(images, example_keys("greyscale"), c.greyscale)
+        size = _size(batch)[:, None, ::-1]  # width, height
+        boxes = to_centres(batch["boxes"]) / jnp.tile(size, 2)
+        mask = batch["box_mask"] & batch["mask"][:, None]
+        targets = Targets(boxes, batch["box_label"], mask)
+        return {**batch, "image": _without_padding(normalize(images * 255.0), batch)} | {
+            "targets": targets
+        }
+
+    def loss(self, params: Any, model_state: Any, batch: Arrays, key: jax.Array):
+        """The set loss of the last layer and, as `aux_...`, of the others; of the proposals and the
+        noisy copies where the model has them. `iou`: the mean overlap of what is matched."""
+        targets = batch["targets"]
+        (_, stages), new_state = self.model.apply(
+            {"params": params, **model_state},
+            batch["image"],
+            batch.get("content"),
+            targets,
+            train=True,
+            rngs={"dropout": key},
+            mutable=list(model_state),
+        )
+        loss, rows = self.loss_config, batch["mask"][:, None, None]
+        layers = stages["layers"].boxes.shape[1]
+        found = _sets(stages["layers"])
+        last = found.boxes.shape[1] // layers
+        query = loss.match(found, targets, rows, self.axis_name)
+        final = _part(found, slice(-last, None))
+        terms = loss(final, targets, query[:, -last:], rows)
+        iou = loss.overlap(final, targets, query[:, -last:])
+
+        def add(name, more, layers=1):
+            for term, (value, count, weight) in more.items():
+                terms[f"{name}_{term}"] = (value, count, weight * layers)
+
+        if layers > 1:
+            others = loss(_part(found, slice(-last)), targets, query[:, :-last], rows)
+            add("aux", others, layers - 1)
+        if "proposals" in stages:
+            proposals = _part(stages["proposals"], None)
+            counted = rows & stages["proposal_mask"][:, None]
+            query = loss.match(proposals, targets, counted, self.axis_name)
+            add("proposal", loss(proposals, targets, query, counted))
+        if "denoised" in stages:
+            denoised = _sets(stages["denoised"])
+            number = targets.mask.shape[1]
+            counted = rows & jnp.tile(targets.mask, 2)[:, None]
+            query = jnp.broadcast_to(jnp.arange(number), (*denoised.boxes.shape[:2], number))
+            add("denoising", loss(denoised, targets, query, counted), layers)
+        return terms, {"iou": iou}, new_state
+
+    def evaluate(self, variables: Arrays, batch: Arrays, normalize: Callable) -> Arrays:
+        """Of each row the best detections: boxes f32[k, 4] as corners in pixels of the original
+        image, scores f32[k] best first, labels i32[k]."""
+        _check(batch, "the evaluator's preprocess")
+        images = _without_padding(normalize(batch["image"]), batch)
+        found, _ = self.model.apply(variables, images, batch.get("content"))
+        size = jnp.tile(_size(batch)[:, None, ::-1], 2)
+        scale, offset = (jnp.tile(x, 2)[:, None] for x in jnp.split(batch["affine"], 2, axis=1))
+        boxes = (to_corners(found.boxes) * size - offset) / scale
+        if self.loss_config.classification == "softmax":
+            p = jax.nn.softmax(found.logits)[..., :-1]
+            scores, order = jax.lax.top_k(p.max(axis=-1), min(MAX_DETECTIONS, p.shape[1]))
+            labels = jnp.take_along_axis(p.argmax(axis=-1), order, axis=1)
+        else:
+            p = jax.nn.sigmoid(found.logits)
+            classes = p.shape[2]
+            flat = p.reshape(len(p), -1)
+            scores, order = jax.lax.top_k(flat, min(MAX_DETECTIONS, flat.shape[1]))
+            order, labels = order // classes, order % classes
+        boxes = jnp.take_along_axis(boxes, order[..., None], axis=1)
+        return {"boxes": boxes, "scores": scores, "labels": labels.astype(jnp.int32)}
+
+    def show(self, variables: Arrays, batch: Arrays, normalize: Callable) -> Arrays:
+        """Nothing: the outputs of the whole split say what to draw."""
+        del variables, batch, normalize
+        return {}
+
+    def features(self, variables: Arrays, images: jax.Array) -> Arrays:
+        """The backbone's stages for whole images f32[batch, height, width, channels]."""
+        return self.model.apply(variables, images, method=lambda model, x: model.backbone(x)[1])
+
+    def metrics(self, outputs: Mapping[str, np.ndarray], examples: Examples) -> dict[str, float]:
+        """COCO's: see `vitlab.evaluation.detection.coco_metrics`."""
+        truth, found = _compared(outputs, examples)
+        return metrics_lib.coco_metrics(metrics_lib.coco_evaluation(truth, found, self.classes))
+
+    def pictures(
+        self,
+        outputs: Mapping[str, np.ndarray],
+        shown: Mapping[str, np.ndarray],
+        examples: Examples,
+        directory: pathlib.Path,
+    ) -> None:
+        """Predictions beside the truth, precision against recall, AP and confusions of classes."""
+
+    def layer_of(self, path: str) -> int:
+        """The backbone's layer of a parameter; the rest is in the one after its last."""
+        root, _, rest = path.partition("/")
+        return self.model.backbone.layer_of(rest) if root == "backbone" else self.num_layers
+
+    @property
+    def num_layers(self) -> int:
+        """As of a classifier with this backbone, whose head is after the last block."""
+        return self.model.backbone.num_layers + 1
+
+
+def _check(batch: Arrays, where: str) -> None:
+    if "boxes" not in batch:
+        raise InputError(f"{where} has no pad_boxes: detection needs it, such as |pad_boxes(100)")
+
+
+def _size(batch: Arrays) -> jax.Array:
+    """f32[batch, 2], height and width of each image in pixels, without padding."""
+    if "content" in batch:
+        return batch["content"].astype(jnp.float32)
+    return jnp.broadcast_to(
+        jnp.asarray(batch["image"].shape[1:3], jnp.float32), (len(batch["image"]), 2)
+    )
+
+
+def _without_padding(images: jax.Array, batch: Arrays) -> jax.Array:
+    if "content" not in batch:
+        return images
+    return images * content_mask(batch["content"], images.shape[1:3])[..., None]
+
+
+def _sets(found: Boxes) -> Boxes:
+    """f32[batch, ..., queries, n] to f32[batch, sets, queries, n]."""
+    return jax.tree.map(lambda x: x.reshape(len(x), -1, *x.shape[-2:]), found)
+
+
+def _part(found: Boxes, sets) -> Boxes:
+    return jax.tree.map(lambda x: x[:, sets], found)
+
+
+def _compared(outputs, examples):
+    """The truth and the detections of each example."""
+    truth = [examples.annotation(i) for i in outputs["id"]]
+    keys = ("boxes", "scores", "labels")
+    found = [
+        metrics_lib.Detections(*each) for each in zip(*(outputs[key] for key in keys), strict=True)
+    ]
+    return truth, found
