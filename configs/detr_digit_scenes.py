@@ -8,8 +8,8 @@ from vitlab.config import parse_arg
 def get_config(arg=None):
     """`arg`: `epochs=N`."""
     arg = parse_arg(arg, epochs=20)
-    train = "decode|scale_jitter(64,0.8,1.25)|pad_boxes(8)|value_range(-1,1)"
-    evaluation = "decode|pad_boxes(8)|value_range(-1,1)"
+    train = "decode|scale_jitter(64,0.8,1.25)|pad_boxes(5)|value_range(-1,1)"
+    evaluation = "decode|pad_boxes(5)|value_range(-1,1)"
 
     config = ml_collections.ConfigDict()
     config.seed = 0
@@ -26,7 +26,7 @@ def get_config(arg=None):
             pool="gap",
             pos_embed="sincos2d_mae",
         ),
-        num_queries=12,
+        num_queries=10,
         width=128,
         num_heads=4,
         mlp_dim=256,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vitlab.data import image_ops
+from vitlab.data import geometry, image_ops
 from vitlab.errors import InputError
 
 
@@ -120,13 +120,17 @@ def test_inception_crop_resizes_what_it_cuts_out():
 
 def test_flip_lr_mirrors_with_its_probability():
     image, generator = numbered(2, 3), rng()
-    flips = [image_ops.flip_lr(image, generator, p=0.25) for _ in range(4000)]
+
+    def flip(p):
+        return geometry.flip_lr({"image": image}, generator, p=p)["image"]
+
+    flips = [flip(0.25) for _ in range(4000)]
     mirrored = [np.array_equal(flip, image[:, ::-1]) for flip in flips]
     assert abs(np.mean(mirrored) - 0.25) < 0.03
     assert all(
         np.array_equal(flip, image) for flip, is_ in zip(flips, mirrored, strict=True) if not is_
     )
-    assert all(np.array_equal(image_ops.flip_lr(image, generator, p=0.0), image) for _ in range(9))
+    assert all(np.array_equal(flip(0.0), image) for _ in range(9))
 
 
 def test_rotate_by_a_quarter_is_exact(monkeypatch):

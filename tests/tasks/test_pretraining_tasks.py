@@ -93,7 +93,7 @@ def test_evaluation_of_mae_is_the_same_in_any_batch(mae):
     evaluate = jax.jit(lambda rows: task.evaluate(variables, rows, normalize)["loss"])
     losses = evaluate(rows)
     np.testing.assert_allclose(evaluate(some(rows, [5, 0])), losses[jnp.array([5, 0])], rtol=1e-5)
-    mean = task.metrics({"loss": np.asarray(losses)})["loss"]
+    mean = task.metrics({"loss": np.asarray(losses)}, None)["loss"]
     np.testing.assert_allclose(mean, losses.mean(), rtol=1e-6)
     shown = jax.jit(lambda rows: task.show(variables, rows, normalize))(rows)
     hidden = np.asarray(shown["hidden"])

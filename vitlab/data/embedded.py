@@ -1,4 +1,4 @@
-"""Data sets that come with the installation, prepared as TFDS sets on first use, without network."""
+"""Data sets that come with the installation, prepared for TFDS on first use, without network."""
 
 import contextlib
 import io

@@ -22,10 +22,10 @@ from vitlab.evaluation.classification import calibration_bins, expected_calibrat
 
 _TRAIN_COLOR = "#8A8A8A"
 _ALARM_COLOR = "#C00000"
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_INK = "#262626"
-_FAINT = "#D9D9D9"
-_DPI = 150
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+INK = "#262626"
+FAINT = "#D9D9D9"
+DPI = 150
 # What each panel of `curves` shows: lines, each by the last part of a metric's name, the first that
 # occurs.
 _PANELS = {
@@ -33,6 +33,7 @@ _PANELS = {
     "accuracy": tuple(
         (f"{kind}accuracy",) for kind in ("", "knn_", "linear_", "logistic_", "contrast_")
     ),
+    "average precision": (("AP",), ("AP50",), ("AP75",)),
     "spread of the features (feature_std)": (("feature_std",),),
     "effective rank of the features": (("effective_rank",),),
 }
@@ -58,33 +59,35 @@ def curves(records: Sequence[Mapping[str, float]], path: epath.PathLike) -> None
     panels = {title: _series(records, names) for title, names in _PANELS.items()}
     panels = {title: series for title, series in panels.items() if series}
     if not panels:
-        _write(_nothing("no loss and no accuracy was recorded"), path)
+        write(nothing("no loss and no accuracy was recorded"), path)
         return
     sources = sorted({source for series in panels.values() for source in series})
     sources.sort(key=lambda source: source != "train")
     evaluators = [source for source in sources if source != "train"]
-    colors = {source: _COLORS[i % len(_COLORS)] for i, source in enumerate(evaluators)}
+    colors = {source: COLORS[i % len(COLORS)] for i, source in enumerate(evaluators)}
     colors["train"] = _TRAIN_COLOR
 
     figure = Figure(figsize=(5.4 * len(panels), 3.9), layout="constrained")
     for axes, (title, series) in zip(
         figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
     ):
-        _style(axes, title=title, xlabel="step")
-        axes.grid(axis="y", color=_FAINT, linewidth=0.6)
+        style(axes, title=title, xlabel="step")
+        axes.grid(axis="y", color=FAINT, linewidth=0.6)
         for step in {record["step"] for record in records if "alarm" in record}:
             axes.axvline(step, color=_ALARM_COLOR, linewidth=1, linestyle=(0, (2, 2)))
         for source in (source for source in sources if source in series):
             _curve(axes, *series[source], colors[source], source)
-        legend = axes.legend(frameon=False, fontsize=9, labelcolor=_INK)
+        legend = axes.legend(frameon=False, fontsize=9, labelcolor=INK)
         for text in legend.get_texts():
             text.set_parse_math(False)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    _write(figure, path)
+    write(figure, path)
 
 
-def confusion_matrix(matrix: np.ndarray, class_names: Sequence[str], path: epath.PathLike) -> None:
+def confusion_matrix(
+    matrix: np.ndarray, class_names: Sequence[str], path: epath.PathLike, title: str = ""
+) -> None:
     """The confusion matrix as fractions of each true class.
 
     Args:
@@ -92,6 +95,7 @@ def confusion_matrix(matrix: np.ndarray, class_names: Sequence[str], path: epath
       class_names: of the classes in order. Names are written for up to 50 classes, percentages for
         up to 20.
       path: of the PNG.
+      title: the accuracy unless given.
 
     Raises:
       InputError: the matrix is not square or the names are not as many.
@@ -110,9 +114,9 @@ def confusion_matrix(matrix: np.ndarray, class_names: Sequence[str], path: epath
     size = min(max(4.2, 1.8 + 0.42 * classes), 9.0)
     figure = Figure(figsize=(size + 0.9, size), layout="constrained")
     axes = figure.subplots()
-    _style(axes, title=f"accuracy {_percent(np.trace(matrix) / max(matrix.sum(), 1))}")
-    axes.set_xlabel("predicted class", color=_INK)
-    axes.set_ylabel("true class", color=_INK)
+    style(axes, title or f"accuracy {_percent(np.trace(matrix) / max(matrix.sum(), 1))}")
+    axes.set_xlabel("predicted class", color=INK)
+    axes.set_ylabel("true class", color=INK)
     # The root makes rare confusions visible beside the diagonal. Where classes outnumber pixels,
     # averaging the numbers keeps a lone cell, which picking the nearest one would drop.
     image = axes.imshow(
@@ -124,9 +128,9 @@ def confusion_matrix(matrix: np.ndarray, class_names: Sequence[str], path: epath
     )
     for side in axes.spines.values():
         side.set_visible(True)
-        side.set_color(_FAINT)
+        side.set_color(FAINT)
     if labelled:
-        names = [_shorten(name, 18) for name in class_names]
+        names = [shorten(name, 18) for name in class_names]
         fontsize = 9 if annotated else 7
         axes.set_xticks(range(classes), names)
         if max(map(len, names)) * 0.085 * classes > size - 1.4:  # inches of text, and those there
@@ -135,13 +139,13 @@ def confusion_matrix(matrix: np.ndarray, class_names: Sequence[str], path: epath
                 text.set(ha="right", rotation_mode="anchor")
         axes.set_yticks(range(classes), names)
         for text in (*axes.get_xticklabels(), *axes.get_yticklabels()):
-            text.set(parse_math=False, fontsize=fontsize, color=_INK)
+            text.set(parse_math=False, fontsize=fontsize, color=INK)
         axes.tick_params(length=0)
     else:
         axes.set_xticks([])
         axes.set_yticks([])
-        axes.set_xlabel(f"predicted class (0 to {classes - 1}, left to right)", color=_INK)
-        axes.set_ylabel(f"true class (0 to {classes - 1}, top to bottom)", color=_INK)
+        axes.set_xlabel(f"predicted class (0 to {classes - 1}, left to right)", color=INK)
+        axes.set_ylabel(f"true class (0 to {classes - 1}, top to bottom)", color=INK)
     if annotated:
         for row, column in np.argwhere(matrix > 0):
             value = fraction[row, column]
@@ -152,14 +156,14 @@ def confusion_matrix(matrix: np.ndarray, class_names: Sequence[str], path: epath
                 ha="center",
                 va="center",
                 fontsize=8,
-                color="white" if value > 0.35 else _INK,
+                color="white" if value > 0.35 else INK,
             )
     bar = figure.colorbar(image, ax=axes, fraction=0.045, pad=0.02, ticks=[0, 0.05, 0.2, 0.5, 1])
-    bar.ax.set_yticklabels(["0", "5", "20", "50", "100"], fontsize=8, color=_INK)
-    bar.set_label("% of the true class", fontsize=9, color=_INK)
+    bar.ax.set_yticklabels(["0", "5", "20", "50", "100"], fontsize=8, color=INK)
+    bar.set_label("% of the true class", fontsize=9, color=INK)
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=0)
-    _write(figure, path)
+    write(figure, path)
 
 
 def image_grid(images: np.ndarray, titles: Sequence[str], path: epath.PathLike) -> None:
@@ -183,7 +187,7 @@ def image_grid(images: np.ndarray, titles: Sequence[str], path: epath.PathLike) 
     if len(images) != len(titles):
         raise InputError(f"image_grid: {len(images)} images have {len(titles)} titles")
     if not len(images):
-        _write(_nothing("no images"), path)
+        write(nothing("no images"), path)
         return
     height, width = images.shape[1:3]
     # Of four to eight columns, what leaves the fewest places empty.
@@ -199,15 +203,15 @@ def image_grid(images: np.ndarray, titles: Sequence[str], path: epath.PathLike) 
     grid = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in grid:
         axes.set_axis_off()
-    small = max(height, width) < cell * _DPI
+    small = max(height, width) < cell * DPI
     for axes, image, title in zip(grid, images, titles, strict=False):
         axes.imshow(
             image.repeat(3 // image.shape[-1], axis=-1),
             interpolation="nearest" if small else "antialiased",
         )
-        short = "\n".join(_shorten(line, 22) for line in title.split("\n"))
-        axes.set_title(short, fontsize=8, color=_INK, pad=3, linespacing=1.15, parse_math=False)
-    _write(figure, path)
+        short = "\n".join(shorten(line, 22) for line in title.split("\n"))
+        axes.set_title(short, fontsize=8, color=INK, pad=3, linespacing=1.15, parse_math=False)
+    write(figure, path)
 
 
 def contact_sheet(images: np.ndarray, titles: Sequence[str], path: epath.PathLike) -> None:
@@ -231,7 +235,7 @@ def contact_sheet(images: np.ndarray, titles: Sequence[str], path: epath.PathLik
     if columns != len(titles):
         raise InputError(f"contact_sheet: {columns} columns have {len(titles)} titles")
     if not rows:
-        _write(_nothing("no images"), path)
+        write(nothing("no images"), path)
         return
     # One picture of all: a subplot for each would take a second to draw.
     gap = max(1, width // 24)
@@ -242,7 +246,7 @@ def contact_sheet(images: np.ndarray, titles: Sequence[str], path: epath.PathLik
     figure = Figure(figsize=size)
     axes = figure.add_axes((0, 0, 1, 1 - 0.3 / size[1]))
     axes.set_axis_off()
-    small = max(height, width) < cell * _DPI
+    small = max(height, width) < cell * DPI
     axes.imshow(
         sheet.repeat(3 // channels, axis=-1),
         interpolation="nearest" if small else "antialiased",
@@ -250,8 +254,8 @@ def contact_sheet(images: np.ndarray, titles: Sequence[str], path: epath.PathLik
     )
     for column, title in enumerate(titles):
         x = column * (width + gap) + width / 2
-        axes.text(x, -gap, title, ha="center", va="bottom", fontsize=8, color=_INK)
-    _write(figure, path)
+        axes.text(x, -gap, title, ha="center", va="bottom", fontsize=8, color=INK)
+    write(figure, path)
 
 
 def reliability_diagram(confidence: np.ndarray, correct: np.ndarray, path: epath.PathLike) -> None:
@@ -272,23 +276,23 @@ def reliability_diagram(confidence: np.ndarray, correct: np.ndarray, path: epath
     figure = Figure(figsize=(4.6, 5.2), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3.2, 1])
     error = expected_calibration_error(confidence, correct)
-    _style(top, title=f"expected calibration error {_percent(error)}")
+    style(top, title=f"expected calibration error {_percent(error)}")
     top.bar(
         left,
         bins.accuracy[used],
         1 / n,
         align="edge",
-        color=_COLORS[0],
+        color=COLORS[0],
         edgecolor="white",
         linewidth=0.8,
         label="accuracy",
     )
-    top.plot([0, 1], [0, 1], color=_INK, linewidth=1, linestyle=(0, (4, 3)), label="calibrated")
+    top.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle=(0, (4, 3)), label="calibrated")
     top.plot(
         bins.confidence[used],
         bins.accuracy[used],
         "o",
-        color=_COLORS[1],
+        color=COLORS[1],
         markeredgecolor="white",
         markersize=6,
         clip_on=False,
@@ -296,9 +300,9 @@ def reliability_diagram(confidence: np.ndarray, correct: np.ndarray, path: epath
         label="accuracy at the mean confidence",
     )
     top.set(xlim=(0, 1), ylim=(0, 1.02))
-    top.set_ylabel("accuracy", color=_INK)
-    top.legend(loc="upper left", frameon=False, fontsize=8, labelcolor=_INK)
-    _style(bottom, xlabel="confidence")
+    top.set_ylabel("accuracy", color=INK)
+    top.legend(loc="upper left", frameon=False, fontsize=8, labelcolor=INK)
+    style(bottom, xlabel="confidence")
     bottom.bar(
         left,
         100 * bins.count[used] / bins.count.sum(),
@@ -308,8 +312,8 @@ def reliability_diagram(confidence: np.ndarray, correct: np.ndarray, path: epath
         edgecolor="white",
         linewidth=0.8,
     )
-    bottom.set_ylabel("% of examples", color=_INK)
-    _write(figure, path)
+    bottom.set_ylabel("% of examples", color=INK)
+    write(figure, path)
 
 
 def _series(records, lines) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -324,7 +328,8 @@ def _series(records, lines) -> dict[str, tuple[np.ndarray, np.ndarray]]:
                 if record.get(f"{source}/{name}") is not None
             ]
             if points:
-                kind = name.removesuffix("accuracy").rstrip("_") if "_accuracy" in name else ""
+                kind = name if name.startswith("AP") else ""
+                kind = name.removesuffix("_accuracy") if name.endswith("_accuracy") else kind
                 series[f"{source} {kind}".strip()] = np.array(sorted(points), np.float64).T
                 break
     return series
@@ -346,18 +351,18 @@ def _curve(axes: Axes, steps, values, color: str, label: str) -> None:
     axes.lines[-1].set_label(label + last)
 
 
-def _style(axes: Axes, title: str = "", xlabel: str = "") -> None:
-    axes.set_title(title, fontsize=11, color=_INK, loc="left")
-    axes.set_xlabel(xlabel, color=_INK)
+def style(axes: Axes, title: str = "", xlabel: str = "") -> None:
+    axes.set_title(title, fontsize=11, color=INK, loc="left")
+    axes.set_xlabel(xlabel, color=INK)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(_TRAIN_COLOR)
-    axes.tick_params(colors=_INK, labelsize=9, color=_TRAIN_COLOR)
+    axes.tick_params(colors=INK, labelsize=9, color=_TRAIN_COLOR)
     axes.set_axisbelow(True)
 
 
-def _nothing(message: str) -> Figure:
+def nothing(message: str) -> Figure:
     figure = Figure(figsize=(4, 1.2))
-    figure.text(0.5, 0.5, message, ha="center", va="center", color=_INK)
+    figure.text(0.5, 0.5, message, ha="center", va="center", color=INK)
     return figure
 
 
@@ -365,7 +370,7 @@ def _percent(fraction: float) -> str:
     return f"{100 * fraction:.2f} %"
 
 
-def _shorten(text: str, length: int) -> str:
+def shorten(text: str, length: int) -> str:
     """Cuts from the middle: what tells two long names apart, or a probability, is often last."""
     if len(text) <= length:
         return text
@@ -373,9 +378,9 @@ def _shorten(text: str, length: int) -> str:
     return text[: length - 1 - tail] + "…" + text[-tail:]
 
 
-def _write(figure: Figure, path: epath.PathLike) -> None:
+def write(figure: Figure, path: epath.PathLike) -> None:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=_DPI, facecolor="white")
+    figure.savefig(buffer, format="png", dpi=DPI, facecolor="white")
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(buffer.getvalue())

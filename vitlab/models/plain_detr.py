@@ -11,8 +11,8 @@ attention needs, is here, each a field that can be switched off:
   each axis (2308.01904, section 4.1);
 - `denoising`: in training, queries that begin at noisy copies of the objects and are to undo the
   noise or, if it is too much, to say that there is nothing (DN-DETR, 2203.01305; DINO);
-- `query_groups`: in training, several groups of queries, each matched by itself (Group DETR,
-  2207.13085).
+- `query_groups`: in training, several groups of queries, each from proposals of its own and
+  matched by itself (Group DETR, 2207.13085, as in LW-DETR, 2406.03459).
 
 The IoU-aware loss, the average of the parameters and layer decay are the config's.
 """
@@ -110,126 +110,85 @@ class PlainDETR(nn.Module):
         Returns:
           The `Boxes` of the last layer; and the stages: "feature_map" and "memory" f[batch, rows,
           columns, channels], "queries" f[batch, queries, width]; "proposals", the `Boxes` of each
-          cell of the map f32[batch, cells, ...], and which cells are no padding, "proposal_mask"
+          cell of the map f32[batch, groups, cells, ...], and which cells are no padding, "proposal_mask"
           bool[batch, cells] (with `two_stage`); "layers", those of each layer
           of the decoder f32[batch, layers, groups, queries, ...]; in training with `denoising`
           "denoised", those of the copies f32[batch, layers, copies, 2 targets, ...], the second
           half too noisy.
         """
-        dtype, exact = self.dtype, jnp.promote_types(self.dtype, jnp.float32)
+        dtype = self.dtype
         norm = partial(nn.LayerNorm, 1e-6, use_fast_variance=False, dtype=dtype)
         attend = partial(Attention, self.num_heads, dtype=dtype)
         mlp = partial(Mlp, self.mlp_dim, dropout=self.dropout, dtype=dtype)
-        box_head = partial(BoxHead, self.width, nn.initializers.zeros, exact)
-        bias = nn.initializers.constant(self.class_bias)
-        class_head = partial(Dense, self.num_classes, kernel_init=XAVIER, bias_init=bias)
-        class_head = partial(class_head, dtype=exact)
+        heads = partial(Heads, self.num_classes, self.width, self.class_bias)
+        groups = self.query_groups if train else 1
+        copies = self.denoising if train and targets is not None else 0
+        keys = [None] * 3
+        if train and (self.dropout or copies):
+            keys = row_keys(self.make_rng("dropout"), len(images), self.axis_name)
+            keys = split_each(keys, 3)
 
         features, mask = feature_map(self.backbone, images, content, train, True)
         if self.upsample:
             up = nn.ConvTranspose(self.width, (2, 2), (2, 2), dtype=dtype, name="upsample")
             features, mask = up(features), mask.repeat(2, axis=1).repeat(2, axis=2)
-        random = train and self.dropout
-        keys = row_keys(self.make_rng("dropout"), len(mask), self.axis_name) if random else None
-        keys = [None] * 2 if keys is None else split_each(keys, 2)
-        x = norm(name="input_norm")(
-            Dense(self.width, dtype=dtype, name="input_projection")(features)
-        )
-        grid, keys_mask = mask.shape[1:], rearrange(mask, "b h w -> b (h w)")
-        positions = rearrange(sine_positions(mask, self.width), "b h w c -> b (h w) c").astype(
-            dtype
-        )
-        memory = rearrange(x, "b h w c -> b (h w) c")
+        x = Dense(self.width, dtype=dtype, name="input_projection")(features)
+        memory = rearrange(norm(name="input_norm")(x), "b h w c -> b (h w) c")
+        positions = rearrange(sine_positions(mask, self.width), "b h w c -> b (h w) c")
+        positions, cells_mask = positions.astype(dtype), rearrange(mask, "b h w -> b (h w)")
         if self.encoder_layers:
             block = partial(Block, attend, mlp, norm, dropout=self.dropout)
             encoder = Encoder(self.encoder_layers, block, name="encoder")
-            memory = encoder(memory + positions, mask=keys_mask, keys=keys[0])[0]
+            memory = encoder(memory + positions, mask=cells_mask, keys=keys[0])[0]
             memory = norm(name="encoder_norm")(memory)
         stages = {"feature_map": features, "memory": memory.reshape(*features.shape[:3], -1)}
 
-        # Where cells lie, as fractions of the image: the padding beyond is not a part of it.
-        places = cell_places(images.shape[1:3], content, grid, len(mask))
-        groups = self.query_groups if train else 1
-        if self.two_stage and self.num_queries > memory.shape[1]:
-            raise InputError(
-                f"PlainDETR num_queries is {self.num_queries} but the feature map has only "
-                f"{memory.shape[1]} cells to propose boxes: use fewer, a larger image or upsample"
-            )
+        places = cell_places(images.shape[1:3], content, mask.shape[1:], len(mask))
+        shape = (self.query_groups, self.num_queries)
         if self.two_stage:
-            x = norm(name="proposal_norm")(memory).astype(exact)
             anchors = jnp.concatenate([places.centres, 3 * places.cells], axis=-1)
-            proposals = Boxes(
-                class_head(name="proposal_class_head")(x),
-                moved(anchors, box_head(name="proposal_box_head")(x)),
-            )
-            stages |= {"proposals": proposals, "proposal_mask": keys_mask}
-            score = jnp.where(keys_mask, proposals.logits.max(axis=-1), -jnp.inf)
-            best = jax.lax.top_k(score, self.num_queries)[1]
-            boxes = jnp.take_along_axis(proposals.boxes, best[..., None], axis=1)
-            boxes = jnp.tile(jax.lax.stop_gradient(boxes), (1, groups, 1))
+            x = norm(name="proposal_norm")(memory)
+            each = self.query_groups if self.is_initializing() else groups
+            proposals = [heads(name=f"proposal_heads_{g}")(x, anchors) for g in range(each)]
+            proposals = jax.tree.map(lambda *groups: jnp.stack(groups, axis=1), *proposals)
+            stages |= {"proposals": proposals, "proposal_mask": cells_mask}
+            boxes = surest(proposals, cells_mask, self.num_queries)[:, :groups]
         else:
-            learned = self.param(
-                "query_boxes", uniform_boxes, (self.query_groups, self.num_queries)
-            )
-            boxes = jnp.broadcast_to(
-                nn.sigmoid(learned[:groups]).reshape(1, -1, 4),
-                (len(x), groups * self.num_queries, 4),
-            )
-        shape = (self.query_groups, self.num_queries, self.width)
-        content_of_queries = self.param("queries", nn.initializers.normal(1.0), shape)[:groups]
-        queries = jnp.broadcast_to(
-            content_of_queries.reshape(1, -1, self.width).astype(dtype),
-            (len(memory), groups * self.num_queries, self.width),
-        )
+            learned = nn.sigmoid(self.param("query_boxes", uniform_boxes, shape))[:groups]
+            boxes = jnp.broadcast_to(learned, (len(memory), *learned.shape))
+        boxes = boxes.reshape(len(memory), -1, 4)
+        queries = self.param("queries", nn.initializers.normal(1.0), (*shape, self.width))
+        queries = queries[:groups].reshape(1, -1, self.width).astype(dtype)
+        queries = jnp.broadcast_to(queries, (len(memory), *queries.shape[1:]))
         group = jnp.repeat(jnp.arange(groups), self.num_queries)
-        seen = jnp.ones(queries.shape[:2], bool)
-        embed = nn.Embed(self.num_classes, self.width, dtype=dtype, name="label_embedding")
-        embed(jnp.zeros((), jnp.int32))  # so that it is there in whatever call makes the parameters
-        copies = self.denoising if train and targets is not None else 0
+        there = jnp.ones(queries.shape[:2], bool)
+        if self.denoising:
+            embed = nn.Embed(self.num_classes, self.width, dtype=dtype, name="label_embedding")
+            embed(jnp.zeros((), jnp.int32))  # is there too in a call without targets
         if copies:
-            drawn = row_keys(self.make_rng("dropout"), len(memory), self.axis_name)
-            noisy = jax.vmap(partial(self.noisy_copies, copies))(drawn, targets)
+            noisy = jax.vmap(partial(self.noisy_copies, copies))(keys[1], targets)
             boxes = jnp.concatenate([boxes, noisy.boxes], axis=1)
             queries = jnp.concatenate([queries, embed(noisy.labels)], axis=1)
             own = groups + jnp.repeat(jnp.arange(copies), 2 * targets.labels.shape[1])
             group = jnp.concatenate([group, own])
-            seen = jnp.concatenate([seen, noisy.mask], axis=1)
+            there = jnp.concatenate([there, noisy.mask], axis=1)
         # A query sees its own group alone, and no copy of an object that is not there.
-        together = (group[:, None] == group)[None, None] & seen[:, None, None]
+        together = (group[:, None] == group)[None, None] & there[:, None, None]
 
         layer = partial(DecoderLayer, attend, mlp, norm, self.dropout)
-        layer_keys = [None] * self.decoder_layers
-        layer_keys = layer_keys if keys[1] is None else split_each(keys[1], self.decoder_layers)
-        position_head = [Dense(self.width, dtype=dtype, name=f"position_{i}") for i in range(2)]
-        class_head, box_head = class_head(name="class_head"), box_head(name="box_head")
-        out_norm, outputs = norm(name="decoder_norm"), []
-        for i in range(self.decoder_layers):
-            sines = sine_embedding(boxes, self.width // 2).astype(dtype)
-            at = position_head[1](nn.relu(position_head[0](sines)))
-            nearness = None
-            if self.box_bias:
-                box_bias = BoxBias(self.num_heads, self.width, dtype, name=f"box_bias_{i}")
-                nearness = box_bias(boxes, places)
-            queries = layer(name=f"decoder_{i}")(
-                queries, at, together, memory, positions, keys_mask, nearness, layer_keys[i]
-            )
-            x = out_norm(queries).astype(exact)
-            outputs.append(Boxes(class_head(x), moved(boxes, box_head(x))))
-            if self.refine:
-                boxes = jax.lax.stop_gradient(outputs[-1].boxes)
-        outputs = jax.tree.map(lambda *layers: jnp.stack(layers, axis=1), *outputs)
-        matched = groups * self.num_queries
-
-        def regroup(x, count):
-            return rearrange(x, "b l (g q) c -> b l g q c", g=count)
-
-        stages["queries"] = queries[:, : self.num_queries]
-        stages["layers"] = layers = jax.tree.map(
-            lambda x: regroup(x[:, :, :matched], groups), outputs
+        bias = partial(BoxBias, self.num_heads, self.width, dtype) if self.box_bias else None
+        decoder = Decoder(
+            self.decoder_layers, layer, bias, norm, heads, self.refine, name="decoder"
         )
+        queries, found = decoder(
+            queries, boxes, together, memory, positions, cells_mask, places, keys[2]
+        )
+        matched = groups * self.num_queries
+        stages["queries"] = queries[:, : self.num_queries]
+        stages["layers"] = in_groups(groups, found, slice(matched))
         if copies:
-            stages["denoised"] = jax.tree.map(lambda x: regroup(x[:, :, matched:], copies), outputs)
-        return jax.tree.map(lambda x: x[:, -1, 0], layers), stages
+            stages["denoised"] = in_groups(copies, found, slice(matched, None))
+        return jax.tree.map(lambda x: x[:, -1, 0], stages["layers"]), stages
 
     @nn.nowrap
     def noisy_copies(self, copies: int, key: Array, targets: Targets) -> Targets:
@@ -285,6 +244,54 @@ def cell_places(
     return Places(rows, columns, centres, cells)
 
 
+class Heads(nn.Module):
+    """What a query, or a cell of the map, says: its class, and how its box should move."""
+
+    num_classes: int
+    width: int
+    class_bias: float
+
+    @nn.compact
+    def __call__(self, x: Array, boxes: Array) -> Boxes:
+        """x: f[..., width]; boxes: f32[..., 4] -> `Boxes` in float32."""
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        bias = nn.initializers.constant(self.class_bias)
+        dense = partial(Dense, kernel_init=XAVIER, bias_init=bias, dtype=x.dtype)
+        by = BoxHead(self.width, nn.initializers.zeros, x.dtype, name="box")(x)
+        return Boxes(dense(self.num_classes, name="class")(x), moved(boxes, by))
+
+
+class Decoder(nn.Module):
+    """Layers that turn queries into boxes, all with the same heads (LW-DETR, 2406.03459)."""
+
+    depth: int
+    make_layer: Callable
+    make_bias: Callable | None
+    make_norm: Callable
+    make_heads: Callable
+    refine: bool
+
+    @nn.compact
+    def __call__(self, x, boxes, together, memory, positions, cells_mask, places, keys):
+        """x: f[batch, queries, width], which begin at boxes f32[batch, queries, 4]; the rest as in
+        `DecoderLayer` -> the last x, and `Boxes` f32[batch, depth, queries, ...]."""
+        width, found = x.shape[-1], []
+        keys = [None] * self.depth if keys is None else split_each(keys, self.depth)
+        norm, heads = self.make_norm(name="norm"), self.make_heads(name="heads")
+        place = [Dense(width, dtype=x.dtype, name=f"position_{i}") for i in range(2)]
+        for i in range(self.depth):
+            sines = sine_embedding(boxes, width // 2).astype(x.dtype)
+            at, nearness = place[1](nn.relu(place[0](sines))), None
+            if self.make_bias:
+                nearness = self.make_bias(name=f"box_bias_{i}")(boxes, places)
+            layer = self.make_layer(name=f"layer_{i}")
+            x = layer(x, at, together, memory, positions, cells_mask, nearness, keys[i])
+            found.append(heads(norm(x), boxes))
+            if self.refine:
+                boxes = jax.lax.stop_gradient(found[-1].boxes)
+        return x, jax.tree.map(lambda *layers: jnp.stack(layers, axis=1), *found)
+
+
 class DecoderLayer(nn.Module):
     """A pre-norm layer: queries attend to their group, then to the map, then think (MLP)."""
 
@@ -333,6 +340,29 @@ class BoxBias(nn.Module):
 
         across, down = axis("x", 0, places.columns), axis("y", 1, places.rows)
         return rearrange(down[..., None] + across[..., None, :], "b h q r c -> b h q (r c)")
+
+
+def surest(proposals: Boxes, mask: Array, count: int) -> Array:
+    """The boxes f32[batch, groups, count, 4] of the cells that are most certain of a class, the
+    surest first, without a gradient. mask: bool[batch, cells], of those that may be chosen."""
+    cells = mask.shape[1]
+    if count > cells:
+        raise InputError(
+            f"PlainDETR num_queries is {count} but the feature map has only {cells} cells to "
+            "propose boxes: use fewer, a larger image or upsample"
+        )
+    certain = jnp.where(mask[:, None], proposals.logits.max(axis=-1), -jnp.inf)
+    best = jax.lax.top_k(certain, count)[1]
+    return jax.lax.stop_gradient(jnp.take_along_axis(proposals.boxes, best[..., None], axis=2))
+
+
+def in_groups(groups: int, found: Boxes, some: slice) -> Boxes:
+    """Some of the queries f32[batch, layers, queries, ...] as f32[batch, layers, groups, ...]."""
+
+    def regroup(x):
+        return rearrange(x[:, :, some], "b l (g q) c -> b l g q c", g=groups)
+
+    return jax.tree.map(regroup, found)
 
 
 def moved(boxes: Array, by: Array) -> Array:

@@ -94,6 +94,7 @@ class Classification:
     axis_name: str | None = None
 
     evaluators: ClassVar[tuple[str, ...]] = ("classification",)
+    class_parameters: ClassVar[tuple[str, ...]] = ("head/.*",)
 
     @classmethod
     def from_config(
@@ -143,7 +144,7 @@ class Classification:
 
     def augment(self, batch: Arrays, normalize: Callable, seed: int, step: jax.Array) -> Arrays:
         """Adds `target` f32[batch, classes] and makes `image` f32, augmented as configured."""
-        if batch["label"].ndim != 1:
+        if batch.get("label", jnp.zeros(())).ndim != 1:
             raise InputError(
                 "classification needs integer labels: leave onehot out of config.data.preprocess"
             )

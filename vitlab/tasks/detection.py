@@ -2,6 +2,7 @@
 `models/plain_detr.py`, their loss is `models/set_loss.py`."""
 
 import dataclasses
+import json
 import math
 import pathlib
 from collections.abc import Callable, Mapping
@@ -15,6 +16,8 @@ import numpy as np
 from vitlab import config as config_lib
 from vitlab.errors import InputError
 from vitlab.evaluation import detection as metrics_lib
+from vitlab.evaluation import detection_pictures as draw
+from vitlab.evaluation import pictures
 from vitlab.models.build import build_detector, model_settings
 from vitlab.models.detr import Boxes
 from vitlab.models.set_loss import SetLoss, Targets
@@ -59,6 +62,11 @@ class Detection:
     axis_name: str | None = None
 
     evaluators: ClassVar[tuple[str, ...]] = ("detection",)
+    class_parameters: ClassVar[tuple[str, ...]] = (
+        "class_head/.*",
+        "(proposal_heads_[0-9]+|decoder/heads)/class/.*",
+        "label_embedding/.*",
+    )
 
     @classmethod
     def from_config(
@@ -164,7 +172,7 @@ class Detection:
             others = loss(_part(found, slice(-last)), targets, query[:, :-last], rows)
             add("aux", others, layers - 1)
         if "proposals" in stages:
-            proposals = _part(stages["proposals"], None)
+            proposals = stages["proposals"]
             counted = rows & stages["proposal_mask"][:, None]
             query = loss.match(proposals, targets, counted, self.axis_name)
             add("proposal", loss(proposals, targets, query, counted))
@@ -208,9 +216,14 @@ class Detection:
         return self.model.apply(variables, images, method=lambda model, x: model.backbone(x)[1])
 
     def metrics(self, outputs: Mapping[str, np.ndarray], examples: Examples) -> dict[str, float]:
-        """COCO's: see `vitlab.evaluation.detection.coco_metrics`."""
+        """COCO's (`vitlab.evaluation.detection.coco_metrics`), and the mean AP of Pascal VOC by its
+        two conventions: VOC_AP is the area, VOC07_AP of eleven points."""
         truth, found = _compared(outputs, examples)
-        return metrics_lib.coco_metrics(metrics_lib.coco_evaluation(truth, found, self.classes))
+        metrics = metrics_lib.coco_metrics(metrics_lib.coco_evaluation(truth, found, self.classes))
+        for name, convention in (("VOC_AP", "area"), ("VOC07_AP", "11_point")):
+            mean, _ = metrics_lib.voc_ap(truth, found, self.classes, metric=convention)
+            metrics[name] = mean
+        return metrics
 
     def pictures(
         self,
@@ -219,7 +232,30 @@ class Detection:
         examples: Examples,
         directory: pathlib.Path,
     ) -> None:
-        """Predictions beside the truth, precision against recall, AP and confusions of classes."""
+        """Predictions beside the truth, precision against recall, AP of each class, confusions; and
+        all detections with the data set's own ids, as COCO's tools read them."""
+        del shown
+        truth, found = _compared(outputs, examples)
+        evaluation = metrics_lib.coco_evaluation(truth, found, self.classes)
+        # From all over the split: examples lie beside those of one scene.
+        some = np.linspace(0, len(truth) - 1, min(len(truth), 12)).astype(int)
+        draw.boxes_beside_truth(
+            [examples.original(outputs["id"][i]) for i in some],
+            [truth[i] for i in some],
+            [found[i] for i in some],
+            self.classes,
+            directory / "detections.png",
+        )
+        curves = metrics_lib.precision_recall(evaluation)
+        draw.precision_recall_curves(*curves, directory / "precision_recall.png")
+        draw.class_bars(metrics_lib.per_class_ap(evaluation), directory / "classes.png")
+        names = (*self.classes, "background")
+        confusion = metrics_lib.confusion(truth, found, self.classes)
+        title = "of IoU above 0.5 and score above 0.3"
+        pictures.confusion_matrix(confusion, names, directory / "confusion.png", title)
+        ids = [image.image_id for image in truth]
+        results = metrics_lib.coco_results(found, ids, examples.category_ids)
+        (directory / "detections.json").write_text(json.dumps(results))
 
     def layer_of(self, path: str) -> int:
         """The backbone's layer of a parameter; the rest is in the one after its last."""

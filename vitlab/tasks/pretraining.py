@@ -27,6 +27,7 @@ class Pretraining:
     axis_name: str | None = None
 
     classes: ClassVar[tuple[str, ...]] = ()
+    class_parameters: ClassVar[tuple[str, ...]] = ()
     model_class: ClassVar[type[nn.Module]]  # around a backbone
     loss_class: ClassVar[type]  # of `config.loss`
     augment_class: ClassVar[type]  # of `config.augment`

@@ -27,6 +27,10 @@ class Examples(Protocol):
     def annotation(self, id: int) -> Annotation:
         """The objects in the original image, of a source that has some."""
 
+    @property
+    def category_ids(self) -> tuple[int, ...]:
+        """The data set's own numbers of the classes, of a source that has boxes."""
+
     def to_pixels(self, images: np.ndarray) -> np.ndarray:
         """Normalized images to uint8, the inverse of `normalize`."""
 
@@ -42,6 +46,9 @@ class Task(Protocol):
     # Legal values of `config.evaluators.NAME.kind`, besides "features".
     evaluators: ClassVar[tuple[str, ...]]
     classes: tuple[str, ...]  # what the head tells apart, or none
+    # Regexes of the parameters that are about single classes: new where a run starts from one with
+    # others.
+    class_parameters: ClassVar[tuple[str, ...]]
 
     @classmethod
     def from_config(

@@ -81,6 +81,7 @@ class _Run:
         self.experiment = setup.experiment
         self.memory = Memory(
             classes=list(setup.source.class_names) if setup.task.classes else [],
+            category_ids=list(getattr(setup.source, "category_ids", ())),
             examples=len(setup.source),
             best=Best(self.experiment.checkpoint.best),
             patience=Best(self.experiment.early_stopping.metric),

@@ -32,6 +32,7 @@ class Memory:
 
     Attributes:
         classes: names of the classes of the data, where the task is about classes.
+        category_ids: the data set's own numbers of them, where it has such.
         examples: of the training split; with `classes` it tells whether the data are the same.
         best: of `config.checkpoint.best`.
         patience: of `config.early_stopping.metric`.
@@ -47,6 +48,7 @@ class Memory:
     examples: int
     best: Best
     patience: Best
+    category_ids: list[int] = dataclasses.field(default_factory=list)
     seconds: float = 0.0
     evaluated: bool = True
     stopped: bool = False

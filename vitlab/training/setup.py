@@ -272,7 +272,9 @@ class Setup:
         own = {k: v for k, v in variables.items() if k != "params"}
         fresh = flax.traverse_util.flatten_dict({**variables["params"], **own}, sep="/")
         try:
-            return transfer.transfer(fresh, self._initial, self.experiment.init_allow)
+            return transfer.transfer(
+                fresh, self._initial, self.experiment.init_allow, self._of_other_classes()
+            )
         except InputError as e:
             raise InputError(f"{e}{self._what_would_fit()}") from e
 
@@ -282,6 +284,15 @@ class Setup:
         tree = flax.traverse_util.unflatten_dict(filled, sep="/")
         collections = {k: tree.pop(k) for k in variables if k != "params"}
         return {"params": tree, **collections}
+
+    def _of_other_classes(self) -> tuple[str, ...]:
+        """Regexes of the parameters that tell the classes of the other run apart, not ours."""
+        checkpoint = checkpoints.locate(self.experiment.init_from).path
+        meta = json.loads((checkpoint / "meta.json").read_text())
+        if meta["classes"] == list(self.source.class_names):
+            return ()
+        theirs = json.loads((checkpoint.parents[1] / "config.json").read_text())["task"]
+        return (*self.task.class_parameters, *task_class(theirs).class_parameters)
 
     def _what_would_fit(self) -> str:
         """The settings of the other run's backbone where they are not ours, for an error."""

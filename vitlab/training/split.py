@@ -126,6 +126,11 @@ class Split:
         """The objects of an example, of a source that has some."""
         return self.source.annotation(int(index))
 
+    @property
+    def category_ids(self) -> tuple[int, ...]:
+        """The data set's own numbers of the classes, of a source that has boxes."""
+        return self.source.category_ids
+
     def to_pixels(self, images: np.ndarray) -> np.ndarray:
         """Normalized images to uint8, the inverse of `normalize`."""
         pixels = (images - self.preprocess.shift) / self.preprocess.scale

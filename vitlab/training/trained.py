@@ -26,6 +26,7 @@ class Trained:
         step: of the checkpoint.
         experiment: the run's typed config.
         classes: names of the classes of its data, where the task is about classes.
+        category_ids: the data set's own numbers of them, where it had such.
         task: what was learned.
         mesh: all devices, each with all of the variables.
         variables: `params` and the model's other collections.
@@ -36,6 +37,7 @@ class Trained:
     step: int
     experiment: Experiment
     classes: tuple[str, ...]
+    category_ids: tuple[int, ...]
     task: Task
     mesh: Mesh
     variables: dict[str, Any]
@@ -73,4 +75,5 @@ def load_trained(path: os.PathLike | str) -> Trained:
     whole = parallelism.replicated(mesh)
     variables = {"params": state["params"], **state.get("model_state", {})}
     variables, ema = (jax.device_put(tree or None, whole) for tree in (variables, state.get("ema")))
-    return Trained(workdir, checkpoint.step, experiment, classes, task, mesh, variables, ema)
+    ids = tuple(meta.get("category_ids", ()))
+    return Trained(workdir, checkpoint.step, experiment, classes, ids, task, mesh, variables, ema)

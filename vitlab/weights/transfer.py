@@ -24,7 +24,8 @@ class TransferReport:
         resized: position embeddings, interpolated to another grid.
         new: of the model, not in the source (or of another shape there): freshly initialised.
         unused: of the source, not in the model.
-        left: of the source, not of its backbone: a decoder or projector, which stays behind.
+        left: of the source, not of its backbone: a decoder or projector, which stays behind; so
+            does a head for other classes.
     """
 
     loaded: tuple[str, ...]
@@ -78,6 +79,7 @@ def transfer(
     target: Mapping[str, np.ndarray],
     source: Mapping[str, np.ndarray],
     allow: Sequence[str] = (),
+    other_classes: Sequence[str] = (),
     where: str = "config.init_from",
 ) -> tuple[dict[str, np.ndarray], TransferReport]:
     """Fills a model's variables from those of another run.
@@ -91,6 +93,8 @@ def transfer(
         target: the model's own fresh variables, by name.
         source: what there is, by name.
         allow: regexes (matched whole) of names that may be new, unused, or of another shape.
+        other_classes: regexes of names of parameters that tell classes apart, which are others in
+            the source: they are left behind there, and new here.
         where: named in errors.
 
     Returns:
@@ -105,7 +109,10 @@ def transfer(
         except re.error as e:
             raise InputError(f"config.init_allow: {pattern!r} is no regular expression: {e}") from e
 
+    heads = tuple(name for name in source if allowed(name, other_classes))
+    source = {name: value for name, value in source.items() if name not in heads}
     source, left, own = _aligned(target, source)
+    own, left = {*own, *(name for name in target if allowed(name, other_classes))}, heads + left
     filled: dict[str, np.ndarray] = {}
     loaded, resized, new, problems = [], [], [], []
     for name, fresh in target.items():
