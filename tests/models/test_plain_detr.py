@@ -120,10 +120,11 @@ def test_without_a_learned_move_the_boxes_stay_where_they_were_proposed(images):
     expected = [((x + 0.5) / 6, (y + 0.5) / 4) for y in range(4) for x in range(6)]
     np.testing.assert_allclose(centres, expected, atol=1e-6)
     np.testing.assert_allclose(stages["proposals"].boxes[0, 0, 0, 2:], [3 * 8 / 48, 3 * 8 / 32])
-    chosen = {tuple(np.round(box, 5)) for box in np.asarray(found.boxes[0])}
-    assert chosen <= {
-        tuple(np.round(box, 5)) for box in np.asarray(stages["proposals"].boxes[0, 0])
-    }
+    proposed, chosen = (
+        {tuple(np.round(box, 5)) for box in np.asarray(boxes)}
+        for boxes in (stages["proposals"].boxes[0, 0], found.boxes[0])
+    )
+    assert chosen <= proposed
 
 
 def test_queries_begin_at_the_surest_proposals(images):
@@ -132,11 +133,9 @@ def test_queries_begin_at_the_surest_proposals(images):
     heads = variables["params"]["decoder"]["heads"]
     heads["box"] = jax.tree.map(jnp.zeros_like, heads["box"])
     found, stages = model.apply(variables, images)
-    score = np.asarray(stages["proposals"].logits[:, 0].max(axis=-1))
-    best = np.argsort(-score, axis=1)[:, :5]
-    expected = np.take_along_axis(
-        np.asarray(stages["proposals"].boxes[:, 0]), best[..., None], axis=1
-    )
+    logits, boxes = (np.asarray(x[:, 0]) for x in stages["proposals"])
+    best = np.argsort(-logits.max(axis=-1), axis=1)[:, :5]
+    expected = np.take_along_axis(boxes, best[..., None], axis=1)
     np.testing.assert_allclose(found.boxes, expected, atol=1e-6)
 
 

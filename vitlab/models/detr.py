@@ -2,8 +2,8 @@
 
 A backbone's last feature map goes through a transformer encoder; a decoder turns a fixed number of
 learned queries into as many boxes, each of a class or of none. No anchors, no suppression: the loss
-(`models/set_loss.py`) matches boxes and objects one to one. Numbers, initialisation and the order
-of the layers are those of github.com/facebookresearch/detr.
+(`models/set_loss.py`) matches boxes and objects one to one. Numbers, initial kernels and the order
+of the layers are those of github.com/facebookresearch/detr; biases begin at zero.
 """
 
 from collections.abc import Callable
@@ -16,11 +16,15 @@ from einops import rearrange
 from jax import Array
 
 from vitlab.errors import InputError
-from vitlab.models.transformer import XAVIER, XAVIER_QKV, Attention, Dense, Mlp
+from vitlab.models.transformer import XAVIER_QKV, Attention, Dense, Mlp
 from vitlab.ops.dropout import dropout
 from vitlab.ops.keys import row_keys, split_each
 from vitlab.ops.padding import content_mask
 from vitlab.ops.positions import sine_positions
+
+
+# What PyTorch draws a linear layer's kernel from.
+TORCH = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class Boxes(NamedTuple):
@@ -95,11 +99,11 @@ class DETR(nn.Module):
           layer of the decoder, stacked to f32[batch, layers, queries, ...].
         """
         del targets
-        dtype, dense = self.dtype, partial(Dense, kernel_init=XAVIER)
+        dtype, dense = self.dtype, partial(Dense, kernel_init=TORCH)
         features, mask = feature_map(self.backbone, images, content, train, self.mask_backbone)
         positions = rearrange(sine_positions(mask, self.width), "b h w c -> b (h w) c")
         positions, keys_mask = positions.astype(dtype), rearrange(mask, "b h w -> b (h w)")
-        x = Dense(self.width, dtype=dtype, name="input_projection")(features)
+        x = Dense(self.width, kernel_init=TORCH, dtype=dtype, name="input_projection")(features)
         memory = rearrange(x, "b h w c -> b (h w) c")
 
         attend = partial(Attention, self.num_heads, qkv_init=XAVIER_QKV, dtype=dtype)
@@ -183,13 +187,13 @@ class BoxHead(nn.Module):
     """Three layers that turn a query f32[..., width] into four numbers f32[..., 4]."""
 
     width: int
-    last_init: Callable = XAVIER
+    last_init: Callable = TORCH
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x):
         for i in range(2):
-            x = Dense(self.width, kernel_init=XAVIER, dtype=self.dtype, name=f"layer_{i}")(x)
+            x = Dense(self.width, kernel_init=TORCH, dtype=self.dtype, name=f"layer_{i}")(x)
             x = nn.relu(x)
         return Dense(4, kernel_init=self.last_init, dtype=self.dtype, name="layer_2")(x)
 

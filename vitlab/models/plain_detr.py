@@ -109,12 +109,11 @@ class PlainDETR(nn.Module):
 
         Returns:
           The `Boxes` of the last layer; and the stages: "feature_map" and "memory" f[batch, rows,
-          columns, channels], "queries" f[batch, queries, width]; "proposals", the `Boxes` of each
-          cell of the map f32[batch, groups, cells, ...], and which cells are no padding, "proposal_mask"
-          bool[batch, cells] (with `two_stage`); "layers", those of each layer
-          of the decoder f32[batch, layers, groups, queries, ...]; in training with `denoising`
-          "denoised", those of the copies f32[batch, layers, copies, 2 targets, ...], the second
-          half too noisy.
+          columns, channels], "queries" f[batch, queries, width]; with `two_stage` "proposals", the
+          `Boxes` of each cell of the map f32[batch, groups, cells, ...], and which cells are no
+          padding, "proposal_mask" bool[batch, cells]; "layers", those of each layer of the decoder
+          f32[batch, layers, groups, queries, ...]; in training with `denoising` "denoised", those
+          of the copies f32[batch, layers, copies, 2 targets, ...], the second half too noisy.
         """
         dtype = self.dtype
         norm = partial(nn.LayerNorm, 1e-6, use_fast_variance=False, dtype=dtype)

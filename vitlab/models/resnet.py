@@ -168,7 +168,9 @@ class ResNet(nn.Module):
         def keep(x):
             if content is None:
                 return x
-            stride = 2 ** round(math.log2(images.shape[1] / x.shape[1]))
+            # The sides are rounded up at every stride, the longer one the least.
+            ratio = max(a / b for a, b in zip(images.shape[1:3], x.shape[1:3], strict=True))
+            stride = 2 ** math.ceil(math.log2(ratio))
             return x * content_mask(content, x.shape[1:3], stride)[..., None]
 
         x = keep(images.astype(self.dtype))
@@ -178,7 +180,7 @@ class ResNet(nn.Module):
             x = conv(self.widths[0], 3, 1, self.dtype, "stem_conv")(x)
         x = keep(nn.relu(norm(name="stem_norm")(x)))
         if self.stem == "imagenet":
-            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+            x = keep(nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1))))
         out["stem"] = x
 
         for i, (depth, width) in enumerate(zip(self._depths(), self.widths, strict=True), 1):

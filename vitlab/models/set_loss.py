@@ -61,7 +61,7 @@ class SetLoss:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, float) and value < 0:
+            if isinstance(value, int | float) and value < 0:
                 raise InputError(f"{field.name} is {value}: it cannot be negative")
 
     def match(
@@ -172,5 +172,7 @@ class SetLoss:
 def _paired(found: Boxes, targets: Targets, query: Array) -> tuple[Array, Array, Array, Array]:
     """The matched boxes f32[batch, sets, targets, 4], the objects', and their IoU and GIoU."""
     ours = jnp.take_along_axis(found.boxes, query[..., None], axis=2)
-    theirs = jnp.broadcast_to(targets.boxes[:, None], ours.shape)
+    # Zeros where there is no object: whatever else is there, a NaN say, would reach the gradient.
+    theirs = jnp.where(targets.mask[..., None], targets.boxes, 0)[:, None]
+    theirs = jnp.broadcast_to(theirs, ours.shape)
     return ours, theirs, *iou_and_giou(to_corners(ours), to_corners(theirs))
