@@ -7,7 +7,7 @@ from vitlab.config import parse_arg
 
 def get_config(arg=None):
     """`arg`: `epochs=N`."""
-    arg = parse_arg(arg, epochs=20)
+    arg = parse_arg(arg, epochs=12)
     train = "decode|scale_jitter(64,0.8,1.25)|pad_boxes(5)|value_range(-1,1)"
     evaluation = "decode|pad_boxes(5)|value_range(-1,1)"
 
@@ -16,16 +16,7 @@ def get_config(arg=None):
     config.task = "detection"
     config.model = dict(
         name="plain_detr",
-        backbone=dict(
-            name="vit",
-            width=128,
-            depth=3,
-            num_heads=4,
-            mlp_dim=256,
-            patch_size=8,
-            pool="gap",
-            pos_embed="sincos2d_mae",
-        ),
+        backbone=dict(name="resnet", variant="18", depths=(2, 2), widths=(32, 64)),
         num_queries=10,
         width=128,
         num_heads=4,
@@ -35,13 +26,13 @@ def get_config(arg=None):
         denoising=2,
     )
     config.data = dict(source="digit_scenes", split="train", preprocess=train)
-    config.batch_size = 32
+    config.batch_size = 16
     config.total_epochs = arg.epochs
     config.loss = dict(classification="iou_aware", class_weight=2.0, class_cost=2.0)
     config.optimizer = dict(name="adamw", lr=1e-3, weight_decay=0.05, clip_norm=0.1)
     config.schedule = dict(name="cosine", warmup_steps=200)
     config.ema_decay = 0.998
-    config.evaluators = dict(test=dict(kind="detection", split="test", preprocess=evaluation, every_epochs=1))
+    config.evaluators = dict(test=dict(kind="detection", split="test", preprocess=evaluation, every_epochs=2))
     config.checkpoint = dict(every_epochs=5, keep=1)
-    config.logging = dict(every_steps=50)
+    config.logging = dict(every_steps=100)
     return config

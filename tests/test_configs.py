@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import pathlib
+import re
 import shutil
 import struct
 
@@ -30,6 +31,15 @@ TINY_MAE = {
 TINY_SIMCLR = {
     **TINY_BACKBONE, "model.projector_width": 8, "model.projector_dim": 4,
     "evaluators.features.features.train_split": "train",
+}  # fmt: skip
+TINY_DETECTOR = {
+    **TINY_BACKBONE, "model.width": 16, "model.num_heads": 2, "model.mlp_dim": 16,
+    "model.encoder_layers": 1, "model.decoder_layers": 2, "model.num_queries": 4,
+    "data.workers": 0,
+}  # fmt: skip
+TINY_RESNET = {
+    **{key: size for key, size in TINY_DETECTOR.items() if "backbone" not in key},
+    "model.backbone.depths": "(1,1)", "model.backbone.widths": "(4,4)",
 }  # fmt: skip
 TINY_DIGITS = {"data.split": "train[:20]", "evaluators.features.features.train_split": "train[:30]"}
 OVERRIDES = {
@@ -68,6 +78,11 @@ OVERRIDES = {
     "finetune_digits": {**TINY_VIT, "data.split": "train[:20]"},
     "mae_digits": {**TINY_MAE, **TINY_DIGITS},
     "simclr_digits": {**TINY_SIMCLR, **TINY_DIGITS},
+    "detr_digit_scenes": {**TINY_RESNET, "model.num_queries": 5},
+    "detr_bccd": TINY_RESNET,
+    "detr_own_data": TINY_RESNET,
+    "detr_r50_coco": TINY_RESNET,
+    "detr_vit_s16_coco": TINY_DETECTOR,
 }
 # A few among the quick tests, the others among the slow ones.
 QUICK = ("quickstart", "vit_fashion_mnist")
@@ -134,14 +149,128 @@ def data(tmp_path_factory):
     return root
 
 
+@pytest.fixture(scope="module")
+def boxes(tmp_path_factory):
+    """Six images with boxes in every format that a detector's config reads."""
+    import tensorflow_datasets as tfds
+
+    root, rng = tmp_path_factory.mktemp("boxes"), np.random.default_rng(0)
+    images = {f"{i}.jpg": picture(rng, (48, 64)) for i in range(6)}
+    box = (8, 4, 40, 30)  # x0, y0, x1, y1
+
+    class Coco(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.1.0")
+        BUILDER_CONFIGS = [tfds.core.BuilderConfig(name="2017")]
+        url_infos = None
+
+        def _info(self):
+            objects = {
+                "area": np.int64, "bbox": tfds.features.BBoxFeature(), "id": np.int64,
+                "is_crowd": np.bool_,
+                "label": tfds.features.ClassLabel(names=[f"c{i}" for i in range(80)]),
+            }  # fmt: skip
+            features = {
+                "image": tfds.features.Image(encoding_format="jpeg"),
+                "image/filename": tfds.features.Text(),
+                "image/id": np.int64,
+                "objects": tfds.features.Sequence(objects),
+            }
+            return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples(), "validation": self._generate_examples()}
+
+        def _generate_examples(self):
+            x0, y0, x1, y1 = box
+            place = tfds.features.BBox(y0 / 48, x0 / 64, y1 / 48, x1 / 64)
+            found = {"area": 700, "bbox": place, "id": 1, "is_crowd": False, "label": 79}
+            for i, (name, data) in enumerate(images.items()):
+                objects = [found] * (i % 3)
+                yield (
+                    name,
+                    {
+                        "image": io.BytesIO(data),
+                        "image/filename": name,
+                        "image/id": i,
+                        "objects": objects,
+                    },
+                )
+
+    Coco(data_dir=root / "tfds", file_format="array_record").download_and_prepare()
+    for split in ("train", "val"):
+        for folder in (f"coco/{split}2017", f"yolo/images/{split}", "voc/JPEGImages"):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            for name, data in images.items():
+                (root / folder / name).write_bytes(data)
+        file = root / f"coco/annotations/instances_{split}2017.json"
+        file.parent.mkdir(exist_ok=True)
+        x0, y0, x1, y1 = box
+        rows = [
+            {"id": i + 1, "image_id": i, "category_id": 7, "bbox": [x0, y0, x1 - x0, y1 - y0]}
+            for i in range(5)
+        ]
+        listed = [
+            {"id": i, "file_name": name, "width": 64, "height": 48} for i, name in enumerate(images)
+        ]
+        categories = [{"id": 3, "name": "cat"}, {"id": 7, "name": "dog"}]
+        file.write_text(
+            json.dumps({"images": listed, "annotations": rows, "categories": categories})
+        )
+        labels = root / f"yolo/labels/{split}"
+        labels.mkdir(parents=True)
+        for name in images:
+            (labels / name.replace("jpg", "txt")).write_text("1 0.4 0.4 0.3 0.5\n")
+    names = "names: [cat, dog]\ntrain: images/train\nval: images/val\n"
+    (root / "yolo/data.yaml").write_text(names)
+    lists, xml = root / "voc/ImageSets/Main", root / "voc/Annotations"
+    lists.mkdir(parents=True)
+    xml.mkdir()
+    for split in ("train", "val", "test"):
+        (lists / f"{split}.txt").write_text("\n".join(name[0] for name in images))
+    for name in images:
+        sides = "".join(
+            f"<{k}>{v}</{k}>" for k, v in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)
+        )
+        (xml / f"{name[0]}.xml").write_text(
+            f"<annotation><object><name>cell</name><bndbox>{sides}</bndbox></object></annotation>"
+        )
+    return root
+
+
+def detector(name, boxes, monkeypatch):
+    """The argument that points a detector's config to data made here, and its preprocessings with
+    few boxes."""
+    from vitlab.data import digit_scenes
+
+    monkeypatch.setattr(digit_scenes, "_SCENES", {"train": 12, "test": 6})
+    argument = {
+        "detr_digit_scenes": "epochs=1",
+        "detr_bccd": f"size=48,path={boxes / 'voc'}",
+        "detr_own_data": f"size=64,max_boxes=4,source=yolo:{boxes / 'yolo/data.yaml'}",
+        "detr_r50_coco": "size=64",
+        "detr_vit_s16_coco": f"size=64,path={boxes / 'coco'}",
+    }[name]
+    monkeypatch.setenv("TFDS_DATA_DIR", str(boxes / "tfds"))
+    spec = f"{ROOT / 'configs' / name}.py:{argument}"
+    config = config_lib.load(spec)
+    sections = {f"evaluators.{k}": section for k, section in config["evaluators"].items()}
+    few = {
+        f"{key}.preprocess": re.sub(r"pad_boxes\(\d+\)", "pad_boxes(4)", section["preprocess"])
+        for key, section in {"data": config["data"], **sections}.items()
+    }
+    return spec, few if name not in ("detr_digit_scenes", "detr_own_data") else {}
+
+
 @pytest.mark.parametrize("name", CONFIGS)
-def test_config_runs_and_resumes(name, data, tmp_path, monkeypatch, capsys):
+def test_config_runs_and_resumes(name, data, tmp_path, monkeypatch, capsys, request):
     monkeypatch.setenv("TFDS_DATA_DIR", str(data / "tfds")) if "imagenet" in name else None
     folder = {"fashion_mnist": "idx", "cifar10": "folder", "image_folder": "folder"}
     places = [f":path={data / place}" for part, place in folder.items() if part in name]
-    spec = f"{ROOT / 'configs' / name}.py{''.join(places)}"
+    spec, more = f"{ROOT / 'configs' / name}.py{''.join(places)}", {}
+    if name.startswith("detr_"):
+        spec, more = detector(name, request.getfixturevalue("boxes"), monkeypatch)
     overrides = {
-        **OVERRIDES[name], "batch_size": 4, "total_steps": 2, "schedule.warmup_steps": 1,
+        **OVERRIDES[name], **more, "batch_size": 4, "total_steps": 2, "schedule.warmup_steps": 1,
         "checkpoint.every_steps": 1, "checkpoint.keep": 2,
         "logging.every_steps": 1, "logging.tensorboard": False,
     }  # fmt: skip

@@ -45,8 +45,14 @@ MODELS = {
     "simclr": dict(backbone=dict(name="vit", width=32, depth=1, num_heads=4, patch_size=4,
                                  drop_path=0.3),
                    projector_layers=2, projector_width=16, projector_dim=8),
+    "detection": dict(name="plain_detr",
+                      backbone=dict(name="vit", width=32, depth=1, num_heads=4, patch_size=2,
+                                    drop_path=0.3),
+                      num_queries=5, width=32, num_heads=4, mlp_dim=32, decoder_layers=2,
+                      dropout=0.1, denoising=1, query_groups=2),
 }  # fmt: skip
 AUGMENT = {"classification": {"mixup": 0.5}, "simclr": {"blur_kernel": 0.4}}
+LOSS = {"detection": {"classification": "iou_aware"}}
 BATCH, SIZE = 16, 8
 
 
@@ -58,6 +64,10 @@ def make_batch():
         "mask": np.arange(BATCH) < 13,  # the devices have unequal counts
         "id": np.arange(BATCH, dtype=np.int32),
         "epoch": np.zeros(BATCH, np.int32),
+        # Some images have no object, so that the devices have unequal numbers.
+        "boxes": np.concatenate([low := rng.uniform(0, 4, (BATCH, 3, 2)), low + 3], axis=-1),
+        "box_label": rng.integers(0, 3, (BATCH, 3), np.int32),
+        "box_mask": np.arange(3) < rng.integers(0, 4, (BATCH, 1)),
     }
 
 
@@ -66,11 +76,11 @@ def train(model, way, dtype, steps, accumulate=1):
     config = parallelism.ParallelismConfig(mode, sizes)
     mesh = parallelism.make_mesh(config, BATCH)
     axis = parallelism.PMAP_AXIS if mode == "pmap" else None
-    name = model if model in ("mae", "simclr") else "classification"
+    name = model if model in ("mae", "simclr", "detection") else "classification"
     # On several devices in several blocks, on one in one.
     simclr.nt_xent = functools.partial(nt_xent, block=BATCH if way == "one" else 4)
     task = task_class(name).from_config(
-        MODELS[model], {}, AUGMENT.get(name, {}), ("a", "b", "c"), dtype, axis
+        MODELS[model], LOSS.get(name, {}), AUGMENT.get(name, {}), ("a", "b", "c"), dtype, axis
     )
     optimizer = optax.adamw(1e-3)
     normalize = normalizer(np.full(3, 2 / 255, dtype), np.full(3, -1, dtype))

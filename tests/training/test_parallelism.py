@@ -54,11 +54,21 @@ def test_fsdp_and_tensor_split_what_they_should(first_step):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "accumulate"),
-    [("vit", 1), ("vit", 2), ("resnet", 1), ("convnext", 1), ("mae", 1), ("mae", 2), ("simclr", 1)],
+    [
+        ("vit", 1),
+        ("vit", 2),
+        ("resnet", 1),
+        ("convnext", 1),
+        ("mae", 1),
+        ("mae", 2),
+        ("simclr", 1),
+        ("detection", 1),
+        ("detection", 2),
+    ],
 )
 def test_twenty_steps_agree_in_float64(model, accumulate):
-    """With mixup, dropouts, stochastic depth and EMA, batch norm, masks, and negatives that are on
-    other devices."""
+    """With mixup, dropouts, stochastic depth and EMA, batch norm, masks, negatives that are on
+    other devices, and boxes of which each device has another number."""
     ways = ["one", "data", "fsdp", "pmap"] + ["tensor"] * (model != "convnext")
     results = on_eight_devices(model, "float64", 20, accumulate, *ways)
     losses = np.diff(results.pop("one")[0])  # of single steps

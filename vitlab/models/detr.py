@@ -22,7 +22,6 @@ from vitlab.ops.keys import row_keys, split_each
 from vitlab.ops.padding import content_mask
 from vitlab.ops.positions import sine_positions
 
-
 # What PyTorch draws a linear layer's kernel from.
 TORCH = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 

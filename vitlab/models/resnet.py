@@ -103,7 +103,8 @@ class ResNet(nn.Module):
       head_init_std: standard deviation of the head's initial kernel; 0 gives zeros. 0.01 is from
         https://arxiv.org/abs/1706.02677.
       depths: blocks in each stage; None: the variant's.
-      widths: channels of the 3x3 convolutions in each stage; the first is the stem's as well.
+      widths: channels of the 3x3 convolutions in each stage; the first is the stem's as well. Fewer
+        than four leave the last stages out.
       axis_name: the `pmap` axis over which batch statistics are averaged.
       dtype: compute dtype; parameters and statistics are float32 whatever it is.
 
@@ -131,8 +132,12 @@ class ResNet(nn.Module):
             raise InputError(f"ResNet norm {self.norm!r} is not one of batch, frozen")
         for name in ("depths", "widths"):
             sizes = getattr(self, name)
-            if sizes is not None and (len(sizes) != 4 or min(sizes) < 1):
-                raise InputError(f"ResNet {name} {sizes} must be four positive numbers")
+            if sizes is not None and (not 1 <= len(sizes) <= 4 or min(sizes) < 1):
+                raise InputError(f"ResNet {name} {sizes} must be one to four positive numbers")
+        if len(self._depths()) != len(self.widths):
+            raise InputError(
+                f"ResNet depths {self._depths()} and widths {self.widths} must be as many"
+            )
         super().__post_init__()
 
     @nn.compact
@@ -213,7 +218,7 @@ class ResNet(nn.Module):
         small stem. f[batch, ceil(height / stride), ceil(width / stride), channels]."""
         _, out = self(images, train, content)
         first = 4 if self.stem == "imagenet" else 1
-        return {first * 2**i: out[f"stage_{i + 1}"] for i in range(4)}
+        return {first * 2**i: out[f"stage_{i + 1}"] for i in range(len(self.widths))}
 
     @property
     def num_layers(self) -> int:

@@ -1,0 +1,82 @@
+"""Your own boxes: a detector on a few hundred photographs or many more.
+
+    vitlab data check yolo:boxes/data.yaml
+    python -m vitlab.main --config "configs/detr_own_data.py:source=yolo:boxes/data.yaml"
+    python -m vitlab.main --config "configs/detr_own_data.py:source=voc:VOC2007,val=test"
+    python -m vitlab.main --config "configs/detr_own_data.py:source=coco:boxes.json?images=photos"
+
+`val` is the split to evaluate on; `holdout` keeps a tenth of `train` for it, as does a source with
+but one split (a COCO file). Start from a pretrained backbone wherever there is one: of a run of
+`mae_image_folder` on the same photographs, say, with `:...,backbone=vit` and
+`--config.init_from=runs/mae`; a detector for other classes does as well, and its heads are made
+anew. From scratch a ResNet learns from far fewer images than a ViT, so it is the default here.
+There is no published number to compare with.
+"""
+
+import ml_collections
+
+from vitlab.config import parse_arg
+
+BACKBONES = {
+    "resnet": dict(name="resnet", variant="18", depths=(2, 2, 2), widths=(64, 128, 256)),
+    # That of `mae_image_folder` and `image_folder`.
+    "vit": dict(name="vit", width=192, depth=6, num_heads=3, patch_size=8, pool="gap"),
+}
+
+
+def get_config(arg=None):
+    """`arg`: `source=SOURCE`, `val=SPLIT`, `holdout`, `backbone=resnet`, `size=320` (pixels),
+    `epochs=100`, `max_boxes=100`."""
+    arg = parse_arg(
+        arg,
+        source="yolo:data/boxes/data.yaml",
+        val="val",
+        holdout=False,
+        backbone="resnet",
+        size=320,
+        epochs=100,
+        max_boxes=100,
+    )
+    holdout = arg.holdout or (arg.source.startswith("coco:") and "{split}" not in arg.source)
+    ending = f'pad_boxes({arg.max_boxes})|normalize("imagenet")'
+
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.task = "detection"
+    config.model = dict(
+        name="plain_detr",
+        backbone=BACKBONES[arg.backbone],
+        num_queries=max(100, arg.max_boxes),
+        width=128,
+        num_heads=4,
+        mlp_dim=512,
+        encoder_layers=1,
+        decoder_layers=3,
+        denoising=1,
+    )
+    config.init_from = ""
+    config.data = dict(
+        source=arg.source,
+        split="train[:90%]" if holdout else "train",
+        preprocess=f"decode|flip_lr|scale_jitter({arg.size},0.6,1.4)|{ending}",
+        on_error="skip",
+        workers=2,
+    )
+    config.batch_size = 16
+    config.total_epochs = arg.epochs
+    config.loss = dict(classification="iou_aware", class_weight=2.0, class_cost=2.0)
+    config.augment = dict(color_jitter=(0.3, 0.3, 0.3, 0.0), color_jitter_prob=0.8)
+    config.optimizer = dict(name="adamw", lr=5e-4, weight_decay=0.05, clip_norm=0.1)
+    config.schedule = dict(name="cosine", warmup_epochs=2)
+    config.evaluators = dict(
+        val=dict(
+            kind="detection",
+            split="train[90%:]" if holdout else arg.val,
+            preprocess=f"decode|letterbox({arg.size})|{ending}",
+            every_epochs=5,
+            on_error="skip",
+        ),
+    )
+    config.checkpoint = dict(every_epochs=5, keep=2, best="val/AP")
+    config.logging = dict(every_steps=20)
+    return config
