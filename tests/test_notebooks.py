@@ -30,7 +30,7 @@ TINY = {
 # Pictures, and what must be said.
 SHOWN = {
     "self_supervised": (4, ("left behind: decoder", "simclr_tuned")),
-    "detection": (6, ("1,000 images", "left behind: decoder", "own      AP50")),
+    "detection": (6, ("boxes per image", "left behind: decoder", "own      AP50")),
 }
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "colab").glob("*.ipynb"))
 

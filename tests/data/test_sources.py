@@ -96,7 +96,10 @@ def test_split_errors_name_source_and_splits():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("zip:x", "the sources are digits, tfds:NAME, folder:PATH, images:PATH, idx:PATH"),
+        (
+            "zip:x",
+            "the sources are digits, digit_scenes, tfds:NAME, folder:PATH, images:PATH, idx:PATH",
+        ),
         ("digits:x", "is not known"),
         ("folder:", "write folder:PATH"),
         ("folder:x?classes=a", "unknown option 'classes', folder: takes no option"),

@@ -156,7 +156,15 @@ class AnnotatedSource:
         records = [r for name, start, stop in self.segments for r in ordered[name][start:stop]]
         self._paths = [record.path for record in records]
         labels = {name: label for label, name in enumerate(self.class_names)}
-        self._annotations = [self._annotation(record, labels) for record in records]
+        self._annotations, faults = [], []
+        for record in records:
+            try:
+                self._annotations.append(self._annotation(record, labels))
+            except InputError as error:  # all of them, not the first alone
+                faults.append(str(error))
+        if faults:
+            more = f", and {len(faults) - 1} more like it" if len(faults) > 1 else ""
+            raise InputError(f"{faults[0]}{more}: mend or remove what cannot be read")
 
     def _annotation(self, record: Record, labels: dict[str, int]) -> Annotation:
         size = record.size or image_size(read_file(record.path), record.path)

@@ -1,6 +1,7 @@
 """Data sets that come with the installation, prepared for TFDS on first use, without network."""
 
 import contextlib
+import importlib
 import io
 import os
 import tempfile
@@ -21,8 +22,11 @@ class EmbeddedBuilder(tfds.core.GeneratorBasedBuilder):
     url_infos = None
 
 
-def prepare(builder_class: type[EmbeddedBuilder]) -> epath.Path:
+def prepare(name: str) -> epath.Path:
     """Prepares a set on first use.
+
+    Args:
+        name: `digits` or `digit_scenes`.
 
     Returns:
         The TFDS data folder that holds it: `$TFDS_DATA_DIR` where that is a local folder, else
@@ -32,7 +36,8 @@ def prepare(builder_class: type[EmbeddedBuilder]) -> epath.Path:
         InputError: the folder cannot be written.
     """
     folder = epath.Path(_data_dir())
-    name = builder_class.name
+    module, attribute = _BUILDERS[name]
+    builder_class = getattr(importlib.import_module(module), attribute)
     target = folder / name / str(builder_class.VERSION)
     if target.exists():
         return folder
@@ -55,6 +60,12 @@ def prepare(builder_class: type[EmbeddedBuilder]) -> epath.Path:
             "set TFDS_DATA_DIR to a folder that can be written"
         ) from error
     return folder
+
+
+_BUILDERS = {
+    "digits": ("vitlab.data.digits", "Digits"),
+    "digit_scenes": ("vitlab.data.digit_scenes", "DigitScenes"),
+}
 
 
 def png(image: np.ndarray) -> io.BytesIO:

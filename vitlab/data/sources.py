@@ -3,6 +3,7 @@
 | string | what is read |
 |---|---|
 | `digits` | scikit-learn's 1797 scanned digits; nothing to download |
+| `digit_scenes` | coloured scenes of those digits, with boxes; nothing to download |
 | `tfds:NAME[/CONFIG][:VERSION][?data_dir=PATH]` | a TFDS set prepared as ArrayRecord |
 | `folder:PATH` | PATH/SPLIT/CLASS/**/*.jpg, or PATH/CLASS/*.jpg as the one split `train` |
 | `images:PATH` | every image file below PATH, without labels, as the one split `train` |
@@ -42,7 +43,8 @@ class Source(Protocol):
 
     An example is a dict with "image" (the encoded bytes of a file, or uint8[height, width] or
     uint8[height, width, channels]) and "label" (int, the index of its class name; 0 where there are
-    no classes).
+    no classes). Where images have objects, there are instead "objects" (an `Annotation`), and the
+    source has `annotation(index)` and `category_ids`, the data set's own numbers of its classes.
     """
 
     class_names: tuple[str, ...]
@@ -77,16 +79,10 @@ def open_source(spec: str, split: str) -> Source:
         if key not in _OPTIONS.get(scheme, ()):
             allowed = ", ".join(_OPTIONS.get(scheme, ())) or "no option"
             raise InputError(f"source {spec!r}: unknown option {key!r}, {scheme}: takes {allowed}")
-    if spec == "digits":
-        from vitlab.data.digits import Digits  # TFDS takes half a second to import.
-        from vitlab.data.embedded import prepare
+    if spec in ("digits", "digit_scenes"):
+        from vitlab.data import embedded  # TFDS takes half a second to import.
 
-        return TfdsSource("digits", split, os.fspath(prepare(Digits)), spec)
-    if spec == "digit_scenes":
-        from vitlab.data.digit_scenes import DigitScenes
-        from vitlab.data.embedded import prepare
-
-        return TfdsSource("digit_scenes", split, os.fspath(prepare(DigitScenes)), spec)
+        return TfdsSource(spec, split, os.fspath(embedded.prepare(spec)), spec)
     if scheme == "tfds":
         return TfdsSource(place, split, options.get("data_dir"), spec)
     if scheme == "folder":
@@ -108,7 +104,7 @@ def open_source(spec: str, split: str) -> Source:
 
         return open_yolo(place, options, split, spec)
     known = ", ".join(f"{name}:{example}" for name, example in _EXAMPLES.items())
-    raise InputError(f"source {spec!r} is not known: the sources are digits, {known}, digit_scenes")
+    raise InputError(f"source {spec!r} is not known: the sources are digits, digit_scenes, {known}")
 
 
 _EXAMPLES = {

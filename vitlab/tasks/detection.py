@@ -238,7 +238,7 @@ class Detection:
         truth, found = _compared(outputs, examples)
         evaluation = metrics_lib.coco_evaluation(truth, found, self.classes)
         # From all over the split: examples lie beside those of one scene.
-        some = np.linspace(0, len(truth) - 1, min(len(truth), 12)).astype(int)
+        some = np.linspace(0, len(truth) - 1, min(len(truth), 8)).astype(int)
         draw.boxes_beside_truth(
             [examples.original(outputs["id"][i]) for i in some],
             [truth[i] for i in some],

@@ -37,13 +37,12 @@ class TransferReport:
     def __str__(self) -> str:
         lines = [f"{len(self.loaded)} parameters loaded"]
         if self.left:
-            parts = collections.Counter(_part(name) for name in self.left)
-            named = ", ".join(f"{part} ({count})" for part, count in parts.items())
-            lines.append(f"{len(self.left)} left behind: {named}")
+            lines.append(f"{len(self.left)} left behind: {_by_part(self.left)}")
         for what in ("resized", "new", "unused"):
             names = getattr(self, what)
             if names:
-                lines.append(f"{len(names)} {what}: {', '.join(names)}")
+                named = ", ".join(names) if len(names) <= 8 else _by_part(names)
+                lines.append(f"{len(names)} {what}: {named}")
         return "\n".join(lines)
 
 
@@ -170,6 +169,12 @@ def _aligned(
 # A model's state is below the name of its collection, its parameters are below none.
 _ROOT = re.compile(r"^(batch_stats/|)")
 _BACKBONE = re.compile(r"^(batch_stats/|)backbone/")
+
+
+def _by_part(names: Sequence[str]) -> str:
+    """How many there are of each part of the model, such as `decoder (16)`."""
+    parts = collections.Counter(_part(name) for name in names)
+    return ", ".join(f"{part} ({count})" for part, count in parts.items())
 
 
 def _part(name: str) -> str:
