@@ -159,7 +159,7 @@ def test_a_detector_starts_from_a_mae_and_from_a_classifier(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        ({"data.source": "digits"}, "digits train[0]: pad_boxes: the source has no boxes"),
+        ({"data.source": "digits"}, "digits test[0]: pad_boxes: the source has no boxes"),
         ({"data.preprocess": "decode|value_range(-1,1)"},
          "config.data.preprocess has no pad_boxes"),
         ({"data.preprocess": "decode|inception_crop(32)|pad_boxes(5)|value_range(-1,1)"},
@@ -186,7 +186,7 @@ def test_other_classes_in_the_evaluation_are_refused(own, tmp_path, capsys):
     other = write_coco(tmp_path / "other", names=("cat", "dog"))
     settings = {**DETECTOR, **own, "evaluators.test.source": other}
     assert run("detr_digit_scenes", tmp_path / "run", settings) == 2
-    assert "its classes ['cat', 'dog'] are not the training data's ['even', 'odd']" in (
+    assert "its classes (cat, dog) are not the training data's (even, odd)" in (
         capsys.readouterr().err
     )
 

@@ -286,12 +286,13 @@ class Setup:
         return {"params": tree, **collections}
 
     def _of_other_classes(self) -> tuple[str, ...]:
-        """Regexes of the parameters that tell the classes of the other run apart, not ours."""
+        """Regexes of the heads of the other run, and ours, where the classes or tasks differ."""
         checkpoint = checkpoints.locate(self.experiment.init_from).path
         meta = json.loads((checkpoint / "meta.json").read_text())
-        if meta["classes"] == list(self.source.class_names):
-            return ()
         theirs = json.loads((checkpoint.parents[1] / "config.json").read_text())["task"]
+        same = meta["classes"] == list(self.source.class_names)
+        if same and theirs == self.experiment.task:
+            return ()
         return (*self.task.class_parameters, *task_class(theirs).class_parameters)
 
     def _what_would_fit(self) -> str:

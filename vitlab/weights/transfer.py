@@ -108,9 +108,10 @@ def transfer(
         except re.error as e:
             raise InputError(f"config.init_allow: {pattern!r} is no regular expression: {e}") from e
 
+    same = {_part(name) for name in target} == {_part(name) for name in source}
     heads = tuple(name for name in source if allowed(name, other_classes))
     source = {name: value for name, value in source.items() if name not in heads}
-    source, left, own = _aligned(target, source)
+    source, left, own = (source, (), ()) if same else _aligned(target, source)
     own, left = {*own, *(name for name in target if allowed(name, other_classes))}, heads + left
     filled: dict[str, np.ndarray] = {}
     loaded, resized, new, problems = [], [], [], []
@@ -153,7 +154,7 @@ def _aligned(
 ) -> tuple[Mapping[str, np.ndarray], tuple[str, ...], tuple[str, ...]]:
     """The source under the target's names; what it leaves behind; what only the target can have."""
     parts, theirs = {_part(name) for name in target}, {_part(name) for name in source}
-    if parts == theirs or "backbone" not in parts | theirs:
+    if "backbone" not in parts | theirs:
         return source, (), ()
     left = ()
     if "backbone" in theirs:
