@@ -1,12 +1,13 @@
 """Blood cells (BCCD, 364 photographs, Pascal VOC's format): a detector from 205 images.
 
-    git clone https://github.com/Shenggan/BCCD_Dataset
-    python -m vitlab.main --config configs/detr_bccd.py:path=BCCD_Dataset/BCCD
+git clone https://github.com/Shenggan/BCCD_Dataset
+python -m vitlab.main --config configs/detr_bccd.py:path=BCCD_Dataset/BCCD
 """
 
 import ml_collections
 
 from vitlab.config import parse_arg
+from vitlab.errors import InputError
 
 BACKBONES = {
     "resnet": dict(name="resnet", variant="18", depths=(2, 2, 2), widths=(32, 64, 128)),
@@ -17,9 +18,9 @@ BACKBONES = {
 def get_config(arg=None):
     """`arg`: `path=BCCD`, `backbone=resnet` or `vit`, `size=320` (pixels of the longer side),
     `epochs=120`."""
-    arg = parse_arg(
-        arg, path="BCCD_Dataset/BCCD", backbone="resnet", size=320, epochs=120
-    )
+    arg = parse_arg(arg, path="BCCD_Dataset/BCCD", backbone="resnet", size=320, epochs=120)
+    if arg.backbone not in BACKBONES:
+        raise InputError(f"config argument backbone is {arg.backbone!r}: resnet or vit")
     canvas = (arg.size * 3 // 4, arg.size)
     ending = 'pad_boxes(40)|normalize("imagenet")'
 

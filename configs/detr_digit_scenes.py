@@ -1,4 +1,10 @@
-"""WIP"""
+"""Digits in coloured scenes: a detector from scratch, on a laptop, with nothing to download.
+
+    python -m vitlab.main --config configs/detr_digit_scenes.py
+
+Reached AP50 0.989 and AP 0.758 on the 1,000 scenes for testing, in 11:25 and half a minute to
+compile, on two cores of an AMD EPYC (`experiments/detection`, with what each part is worth).
+"""
 
 import ml_collections
 
@@ -32,7 +38,9 @@ def get_config(arg=None):
     config.optimizer = dict(name="adamw", lr=1e-3, weight_decay=0.05, clip_norm=0.1)
     config.schedule = dict(name="cosine", warmup_steps=200)
     config.ema_decay = 0.998
-    config.evaluators = dict(test=dict(kind="detection", split="test", preprocess=evaluation, every_epochs=2))
+    config.evaluators = dict(
+        test=dict(kind="detection", split="test", preprocess=evaluation, every_epochs=2),
+    )
     config.checkpoint = dict(every_epochs=5, keep=1)
     config.logging = dict(every_steps=100)
     return config

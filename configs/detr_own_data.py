@@ -16,6 +16,7 @@ There is no published number to compare with.
 import ml_collections
 
 from vitlab.config import parse_arg
+from vitlab.errors import InputError
 
 BACKBONES = {
     "resnet": dict(name="resnet", variant="18", depths=(2, 2, 2), widths=(64, 128, 256)),
@@ -37,6 +38,8 @@ def get_config(arg=None):
         epochs=100,
         max_boxes=100,
     )
+    if arg.backbone not in BACKBONES:
+        raise InputError(f"config argument backbone is {arg.backbone!r}: resnet or vit")
     holdout = arg.holdout or (arg.source.startswith("coco:") and "{split}" not in arg.source)
     ending = f'pad_boxes({arg.max_boxes})|normalize("imagenet")'
 

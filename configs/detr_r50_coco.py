@@ -31,6 +31,7 @@ def get_config(arg=None):
     config.model = dict(
         name="detr",
         backbone=dict(name="resnet", variant="50", norm="frozen"),
+        mask_backbone=False,
     )
     config.init_from = ""
     config.data = dict(

@@ -1,10 +1,11 @@
 """A detector on a plain ViT-S/16 for COCO, with what the field has found since DETR.
 
+    python -m vitlab.main --config configs/mae_b16_imagenet.py \\
+        --config.model.backbone.variant=S/16 --workdir runs/mae_s16
     python -m vitlab.main --config configs/detr_vit_s16_coco.py --config.init_from=runs/mae_s16
     python -m vitlab.main --config configs/detr_vit_s16_coco.py:path=COCO --config.init_from=...
 
-Where COCO is read from is as in `detr_r50_coco`. `init_from` is any run with a ViT-S/16: a MAE, a
-SimCLR or a classifier. Two-stage queries, box refinement and box-relative positions as in Plain
+Where COCO is read from is as in `detr_r50_coco`. Two-stage queries, box refinement and box-relative positions as in Plain
 DETR (2308.01904), noisy copies (2203.03605), groups of queries and the IoU-aware loss as in LW-DETR
 (2406.03459), large-scale jitter (2012.07177), layer decay as in ViTDet (2203.16527). Not yet run to
 the end; nothing published has quite these numbers.
@@ -30,7 +31,12 @@ def get_config(arg=None):
     config.model = dict(
         name="plain_detr",
         backbone=dict(
-            name="vit", variant="S/16", pool="gap", pos_embed="sincos2d_mae", drop_path=0.1
+            name="vit",
+            variant="S/16",
+            pool="gap",
+            class_token=True,  # of the MAE
+            pos_embed="sincos2d_mae",
+            drop_path=0.1,
         ),
         num_queries=300,
         encoder_layers=1,

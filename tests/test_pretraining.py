@@ -151,7 +151,7 @@ def test_evaluate_with_bad_input_is_one_line(mae, tmp_path, capsys):
         ([str(mae), "knn", "--split", "tst"], "tst"),
         ([str(mae), "knn", "--split", "train"], "have examples in common"),
         ([str(mae), "few_shot"], "has 40 examples, but its protocols need 250"),
-        ([str(mae), "--split", "test"], "--split is for protocols"),
+        ([str(mae), "--layer", "encoder"], "--layer is for protocols"),
         ([str(tmp_path)], "has no finished checkpoint"),
         (["--split", "test"], "needs a working directory"),
     ]:

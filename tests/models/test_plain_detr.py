@@ -69,7 +69,8 @@ def test_no_query_of_the_first_group_sees_the_others_or_the_noisy_copies(images,
     keys = {"dropout": jax.random.key(0)}
     run = functools.partial(model.apply, variables, images, None)
     alone = run()[1]["layers"]
-    together = run(targets, train=True, rngs=keys)[1]
+    noisy = jax.vmap(model.noisy_copies)(jax.random.split(jax.random.key(0), 2), targets)
+    together = run(noisy, train=True, rngs=keys)[1]
     assert together["layers"].boxes.shape == (2, 2, 3, 5, 4)
     assert together["denoised"].logits.shape == (2, 2, 2, 6, 3)
     np.testing.assert_allclose(together["layers"].boxes[:, :, :1], alone.boxes, atol=1e-5)
@@ -81,10 +82,9 @@ def test_the_copy_of_an_object_that_is_not_there_is_seen_by_none(images, targets
     variables = drawn(model, images)
 
     def denoised(boxes):
-        found = model.apply(
-            variables, images, None, targets._replace(boxes=boxes), train=True,
-            rngs={"dropout": jax.random.key(0)},
-        )[1]["denoised"]  # fmt: skip
+        keys = jax.random.split(jax.random.key(0), 2)
+        noisy = jax.vmap(model.noisy_copies)(keys, targets._replace(boxes=boxes))
+        found = model.apply(variables, images, None, noisy, train=True)[1]["denoised"]
         return found.boxes[1, :, :, jnp.array([0, 3])]  # of the second image's one object
 
     other = targets.boxes.at[1, 1:].set(0.9)
@@ -92,11 +92,10 @@ def test_the_copy_of_an_object_that_is_not_there_is_seen_by_none(images, targets
 
 
 def test_noisy_copies_lie_as_far_off_as_they_should(targets):
-    model = detector(label_noise=0.5)
+    model = detector(label_noise=0.5, denoising=4)
     one = jax.tree.map(lambda x: x[0], targets)
-    copies = jax.vmap(functools.partial(model.noisy_copies, 4), (0, None))(
-        jax.random.split(jax.random.key(0), 200), one
-    )
+    keys = jax.random.split(jax.random.key(0), 200)
+    copies = jax.vmap(model.noisy_copies, (0, None))(keys, one)
     boxes = np.asarray(copies.boxes).reshape(-1, 2, 3, 4)
     true = np.asarray(one.boxes)
     low, high = boxes[..., :2] - boxes[..., 2:] / 2, boxes[..., :2] + boxes[..., 2:] / 2
@@ -197,9 +196,24 @@ def test_computes_in_bfloat16_and_answers_in_float32(images):
     assert stages["memory"].dtype == jnp.bfloat16
 
 
+def test_no_object_is_no_reason_to_propose_a_box_nor_a_class_of_a_copy(images, targets):
+    """Of the softmax loss, whose last logit says that there is nothing."""
+    model = detector(no_object=True, label_noise=1.0, denoising=20)
+    variables = drawn(model, images)
+    heads = variables["params"]["proposal_heads_0"]["class"]
+    heads["bias"] = jnp.array([0.0, 0.0, 50.0])
+    _, stages = model.apply(variables, images)
+    heads["bias"] = jnp.zeros(3)
+    _, other = model.apply(variables, images)
+    np.testing.assert_allclose(stages["queries"], other["queries"], atol=1e-5)
+    copies = model.noisy_copies(jax.random.key(0), jax.tree.map(lambda x: x[0], targets))
+    assert set(np.unique(copies.labels)) == {0, 1}
+
+
 @pytest.mark.parametrize(
     ("settings", "fault"),
     [
+        (dict(box_noise=-1.0), "box_noise is -1.0"),
         (dict(num_queries=25), "num_queries is 25 but the feature map has only 24 cells"),
         (dict(width=15), "width 15 is no multiple of its 2 heads"),
         (dict(denoising=-1), "denoising is -1"),

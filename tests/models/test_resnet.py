@@ -210,8 +210,8 @@ def test_initial_values():
         ({"variant": 50}, "variant 50 is not one of"),
         ({"norm": "layer"}, "norm 'layer' is not one of batch, frozen"),
         ({"stem": "cifar"}, "stem 'cifar' is not one of imagenet, small"),
-        ({"depths": (1, 1)}, r"depths \(1, 1\) must be four positive numbers"),
-        ({"widths": (8, 8, 8, 0)}, r"widths \(8, 8, 8, 0\) must be four positive"),
+        ({"depths": (1, 1)}, r"depths \(1, 1\) and widths \(64, 128, 256, 512\) must be as many"),
+        ({"widths": (8, 8, 8, 0)}, r"widths \(8, 8, 8, 0\) must be one to four positive"),
     ],
 )
 def test_wrong_fields_are_named_in_one_line(fields, message):

@@ -1,5 +1,6 @@
 """`vitlab evaluate`: measures a run again, or judges its frozen features."""
 
+import dataclasses
 import json
 from typing import Any, get_args
 
@@ -19,7 +20,8 @@ of its backbone, whatever it was trained for:
   few_shot   closed form on 1, 5, 10 and 25 examples a class
 
   WORKDIR               a working directory, or one of its checkpoints/STEP
-  --source SOURCE       other data than the run's, such as folder:photos; name its splits too
+  --source SOURCE       other data than the run's, such as folder:photos; name its splits too. Without
+                        a protocol: other data, of the same classes, for the run's evaluators
   --split, --train_split, --preprocess, --batch_size, --layer
                         as in config.evaluators.NAME of the kind "features"
 
@@ -57,7 +59,7 @@ def run(arguments: list[str]) -> None:
             )
         }
     elif options:
-        raise InputError(f"--{next(iter(options))} is for protocols: name one, such as knn")
+        sections = {name: _changed(section, options) for name, section in sections.items()}
     if not sections:
         raise InputError(f"{workdir} has no evaluators in its config: name a protocol, such as knn")
     metrics: dict[str, float] = {}
@@ -108,6 +110,14 @@ def parse(arguments: list[str]) -> tuple[str, list[str], dict[str, Any]]:
     if "batch_size" in options:
         options["batch_size"] = config_lib.parse_value(options["batch_size"])
     return plain[0], plain[1:], options
+
+
+def _changed(section, options):
+    """An evaluator's section with what the command line says instead."""
+    for name in options:
+        if name in ("train_split", "layer"):
+            raise InputError(f"--{name} is for protocols: name one, such as knn")
+    return dataclasses.replace(section, **options)
 
 
 def _features_section(protocols, options, experiment) -> dict[str, Any]:

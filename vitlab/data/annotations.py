@@ -198,6 +198,11 @@ class AnnotatedSource:
             segmentations=tuple(o.segmentation for o in objects),
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Worker processes need no outlines, which would be most of what is sent to them.
+        bare = [dataclasses.replace(each, segmentations=()) for each in self._annotations]
+        return {**self.__dict__, "_annotations": bare}
+
     def __len__(self) -> int:
         return len(self._paths)
 

@@ -10,6 +10,7 @@ example without boxes is changed alike. While boxes travel with it, an example h
         after an op that pads
 """
 
+import dataclasses
 from typing import Annotated
 
 import numpy as np
@@ -36,6 +37,15 @@ def with_boxes(example: dict, objects: Annotation) -> dict:
         )
     affine = np.array([1.0, 1.0, 0.0, 0.0])
     return {**example, "objects": objects, "boxes": objects.boxes, "affine": affine}
+
+
+def without_objects(example: dict) -> dict:
+    """The example as one without any object."""
+    none = slice(0, 0)
+    objects: Annotation = example["objects"]
+    fewer = {key: getattr(objects, key)[none] for key in ("boxes", "labels", "crowd")}
+    objects = dataclasses.replace(objects, **fewer)
+    return {**example, "objects": objects, "boxes": example["boxes"][none]}
 
 
 def resize(example: dict, size: Size, method: Method = "bilinear", antialias: bool = False) -> dict:
@@ -125,12 +135,30 @@ def random_size_crop(
     scale = choices[rng.integers(len(choices))] / min(height, width)
     size = (max(1, round(height * scale)), max(1, round(width * scale)))
     example = resize(example, size, method, antialias)
-    sides = [
-        int(rng.integers(min(side, least), min(side, max(least, greatest)) + 1)) for side in size
-    ]
+    sides = [int(rng.integers(min(side, least), min(side, greatest) + 1)) for side in size]
     top, left = (int(rng.integers(side - new + 1)) for side, new in zip(size, sides, strict=True))
     piece = example["image"][top : top + sides[0], left : left + sides[1]]
     return _moved(example, piece, offset=(-float(left), -float(top)))
+
+
+def check_scale_jitter(low: float, high: float, **_) -> None:
+    """Checks what no argument of `scale_jitter` can tell alone.
+
+    Raises:
+      InputError: the least value is greater than the greatest.
+    """
+    if low > high:
+        raise InputError(f"needs low <= high, not {low:g} and {high:g}")
+
+
+def check_random_size_crop(least: int, greatest: int, **_) -> None:
+    """Checks what no argument of `random_size_crop` can tell alone.
+
+    Raises:
+      InputError: the least value is greater than the greatest.
+    """
+    if least > greatest:
+        raise InputError(f"needs least <= greatest, not {least} and {greatest}")
 
 
 def pad_boxes(example: dict, max_boxes: Annotated[int, Between(1, 10_000)]) -> dict:
@@ -158,7 +186,10 @@ def pad_boxes(example: dict, max_boxes: Annotated[int, Between(1, 10_000)]) -> d
     kept = ~objects.crowd & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
     count = int(kept.sum())
     if count > max_boxes:
-        raise InputError(f"pad_boxes({max_boxes}): the image has {count} objects")
+        raise InputError(
+            f"pad_boxes({max_boxes}): the image has {count} objects: make room for the most that "
+            "an image has"
+        )
     padded = {
         "boxes": np.zeros((max_boxes, 4), np.float32),
         "box_label": np.zeros(max_boxes, np.int32),

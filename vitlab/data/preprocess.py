@@ -134,7 +134,13 @@ _OPS = types.MappingProxyType(
     }
 )
 _LAST_OPS = types.MappingProxyType({op.__name__: op for op in (value_range, normalize)})
-_CHECKS = types.MappingProxyType({"inception_crop": image_ops.check_inception_crop})
+_CHECKS = types.MappingProxyType(
+    {
+        "inception_crop": image_ops.check_inception_crop,
+        "scale_jitter": geometry.check_scale_jitter,
+        "random_size_crop": geometry.check_random_size_crop,
+    }
+)
 
 
 def _parameters(op) -> tuple[str, ...]:
@@ -161,11 +167,14 @@ class Preprocess:
       ops: the ops in order, the last one being the affine map.
       scale: f32[channels] or f32[1]; the step computes `image * scale + shift`.
       shift: f32[channels] or f32[1].
+      evaluation: whether boxes are not learned from, so that `pad_boxes` leaves them all out, and
+        an image may have any number of objects. They are known from the source.
     """
 
     ops: tuple[Op, ...]
     scale: np.ndarray = dataclasses.field(compare=False, repr=False)
     shift: np.ndarray = dataclasses.field(compare=False, repr=False)
+    evaluation: bool = False
 
     @classmethod
     def parse(cls, text: str) -> "Preprocess":
@@ -224,6 +233,8 @@ class Preprocess:
             arguments = dict(op.arguments)
             if op.name in _RANDOM:
                 arguments["rng"] = rng
+            if op.name == "pad_boxes" and self.evaluation:
+                example = geometry.without_objects(example)
             if op.name in _ON_EXAMPLE:
                 example = _OPS[op.name](example, **arguments)
             else:

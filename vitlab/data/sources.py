@@ -214,7 +214,10 @@ class TfdsSource:
             data_dir = os.path.expanduser(data_dir)
         builder = _tfds_builder(name, data_dir, spec)
         features = builder.info.features
-        self._annotated = "objects" in features
+        objects = features.get("objects")
+        self._annotated = objects is not None and {"bbox", "label"} <= set(objects.keys())
+        # Pascal VOC counts pixels from 1, and TFDS leaves it at that.
+        self._first_pixel = int(name.split("/")[0] == "voc")
         if "image" not in features or not self._annotated and "label" not in features:
             raise InputError(f"{spec} has no image and label but {', '.join(sorted(features))}")
         label = features["objects"]["label"] if self._annotated else features["label"]
@@ -269,7 +272,9 @@ class TfdsSource:
         width, height = image_size(example["image"], self.describe(index))
         # TFDS has y0, x0, y1, x1 as fractions of the image.
         boxes = np.asarray(objects["bbox"], np.float64).reshape(-1, 4)[:, [1, 0, 3, 2]]
-        boxes = (boxes * [width, height, width, height]).clip(0, [width, height, width, height])
+        boxes = boxes * [width, height, width, height]
+        boxes[:, :2] -= self._first_pixel
+        boxes = boxes.clip(0, [width, height, width, height])
         none = np.zeros(len(boxes), bool)
         return Annotation(
             image_id=int(example.get("image/id", index + 1)),

@@ -3,7 +3,7 @@
 A backbone's last feature map goes through a transformer encoder; a decoder turns a fixed number of
 learned queries into as many boxes, each of a class or of none. No anchors, no suppression: the loss
 (`models/set_loss.py`) matches boxes and objects one to one. Numbers, initial kernels and the order
-of the layers are those of github.com/facebookresearch/detr; biases begin at zero.
+of the layers are those of github.com/facebookresearch/detr; biases begin at zero or next to it.
 """
 
 from collections.abc import Callable
@@ -81,7 +81,7 @@ class DETR(nn.Module):
         self,
         images: Array,
         content: Array | None = None,
-        targets: Any = None,
+        noisy: Any = None,
         train: bool = False,
     ) -> tuple[Boxes, dict[str, Array]]:
         """Detects.
@@ -89,7 +89,7 @@ class DETR(nn.Module):
         Args:
           images: f[batch, height, width, channels]; padding should be zero.
           content: i32[batch, 2], height and width in pixels of what is no padding; None: all.
-          targets: of no use here; a `PlainDETR` learns from noisy copies of them.
+          noisy: of no use here; a `PlainDETR` learns from noisy copies of the objects.
           train: whether dropout acts, which needs `rngs={"dropout": key}`, and the backbone trains.
 
         Returns:
@@ -97,7 +97,7 @@ class DETR(nn.Module):
           columns, channels], "queries" f[batch, queries, width], and "layers", the `Boxes` of each
           layer of the decoder, stacked to f32[batch, layers, queries, ...].
         """
-        del targets
+        del noisy
         dtype, dense = self.dtype, partial(Dense, kernel_init=TORCH)
         features, mask = feature_map(self.backbone, images, content, train, self.mask_backbone)
         positions = rearrange(sine_positions(mask, self.width), "b h w c -> b (h w) c")

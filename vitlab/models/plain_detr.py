@@ -43,6 +43,7 @@ class PlainDETR(nn.Module):
     Fields:
       backbone: its feature map of the greatest stride is used.
       num_classes: logits of a query.
+      no_object: whether the last of them says that there is nothing (the softmax loss).
       num_queries: the most objects that an image can have.
       width, num_heads, mlp_dim, encoder_layers, decoder_layers: of the transformer, whose encoder
         may have no layer, as a ViT has enough.
@@ -62,6 +63,7 @@ class PlainDETR(nn.Module):
 
     backbone: nn.Module
     num_classes: int = 80
+    no_object: bool = False
     num_queries: int = 300
     width: int = 256
     num_heads: int = 8
@@ -88,6 +90,11 @@ class PlainDETR(nn.Module):
                 f"PlainDETR denoising is {self.denoising} and query_groups {self.query_groups}: "
                 "they must be at least 0 and 1"
             )
+        if self.box_noise < 0 or not 0 <= self.label_noise <= 1:
+            raise InputError(
+                f"PlainDETR box_noise is {self.box_noise} and label_noise {self.label_noise}: they "
+                "must be at least 0, and in [0, 1]"
+            )
         super().__post_init__()
 
     @nn.compact
@@ -95,7 +102,7 @@ class PlainDETR(nn.Module):
         self,
         images: Array,
         content: Array | None = None,
-        targets: Targets | None = None,
+        noisy: Targets | None = None,
         train: bool = False,
     ) -> tuple[Boxes, dict[str, Any]]:
         """Detects.
@@ -103,7 +110,7 @@ class PlainDETR(nn.Module):
         Args:
           images: f[batch, height, width, channels]; padding should be zero.
           content: i32[batch, 2], height and width in pixels of what is no padding; None: all.
-          targets: of the images, in training with `denoising`.
+          noisy: in training with `denoising`, the `noisy_copies` of each image's objects.
           train: whether all groups of queries, noisy copies and dropout are there, which needs
             `rngs={"dropout": key}`, and the backbone trains.
 
@@ -121,11 +128,11 @@ class PlainDETR(nn.Module):
         mlp = partial(Mlp, self.mlp_dim, dropout=self.dropout, dtype=dtype)
         heads = partial(Heads, self.num_classes, self.width, self.class_bias)
         groups = self.query_groups if train else 1
-        copies = self.denoising if train and targets is not None else 0
-        keys = [None] * 3
-        if train and (self.dropout or copies):
+        copies = 0 if noisy is None else self.denoising
+        keys = [None] * 2
+        if train and self.dropout:
             keys = row_keys(self.make_rng("dropout"), len(images), self.axis_name)
-            keys = split_each(keys, 3)
+            keys = split_each(keys, 2)
 
         features, mask = feature_map(self.backbone, images, content, train, True)
         if self.upsample:
@@ -151,7 +158,9 @@ class PlainDETR(nn.Module):
             proposals = [heads(name=f"proposal_heads_{g}")(x, anchors) for g in range(each)]
             proposals = jax.tree.map(lambda *groups: jnp.stack(groups, axis=1), *proposals)
             stages |= {"proposals": proposals, "proposal_mask": cells_mask}
-            boxes = surest(proposals, cells_mask, self.num_queries)[:, :groups]
+            logits = proposals.logits[..., :-1] if self.no_object else proposals.logits
+            likely = proposals._replace(logits=logits)
+            boxes = surest(likely, cells_mask, self.num_queries)[:, :groups]
         else:
             learned = nn.sigmoid(self.param("query_boxes", uniform_boxes, shape))[:groups]
             boxes = jnp.broadcast_to(learned, (len(memory), *learned.shape))
@@ -163,12 +172,11 @@ class PlainDETR(nn.Module):
         there = jnp.ones(queries.shape[:2], bool)
         if self.denoising:
             embed = nn.Embed(self.num_classes, self.width, dtype=dtype, name="label_embedding")
-            embed(jnp.zeros((), jnp.int32))  # is there too in a call without targets
+            embed(jnp.zeros((), jnp.int32))  # is there too in a call without copies
         if copies:
-            noisy = jax.vmap(partial(self.noisy_copies, copies))(keys[1], targets)
             boxes = jnp.concatenate([boxes, noisy.boxes], axis=1)
             queries = jnp.concatenate([queries, embed(noisy.labels)], axis=1)
-            own = groups + jnp.repeat(jnp.arange(copies), 2 * targets.labels.shape[1])
+            own = groups + jnp.repeat(jnp.arange(copies), noisy.labels.shape[1] // copies)
             group = jnp.concatenate([group, own])
             there = jnp.concatenate([there, noisy.mask], axis=1)
         # A query sees its own group alone, and no copy of an object that is not there.
@@ -180,7 +188,7 @@ class PlainDETR(nn.Module):
             self.decoder_layers, layer, bias, norm, heads, self.refine, name="decoder"
         )
         queries, found = decoder(
-            queries, boxes, together, memory, positions, cells_mask, places, keys[2]
+            queries, boxes, together, memory, positions, cells_mask, places, keys[1]
         )
         matched = groups * self.num_queries
         stages["queries"] = queries[:, : self.num_queries]
@@ -190,15 +198,14 @@ class PlainDETR(nn.Module):
         return jax.tree.map(lambda x: x[:, -1, 0], stages["layers"]), stages
 
     @nn.nowrap
-    def noisy_copies(self, copies: int, key: Array, targets: Targets) -> Targets:
-        """Of one image's targets [t, ...] their noisy copies [copies * 2 * t, ...]: in each copy
+    def noisy_copies(self, key: Array, targets: Targets) -> Targets:
+        """Of one image's targets [t, ...] their noisy copies [denoising * 2 * t, ...]: in each copy
         first those to be mended, then those that lie too far off (DINO, section 3.3)."""
-        count = len(targets.labels)
-        shape = (copies, 2, count)
+        shape = (self.denoising, 2, len(targets.labels))
         size, sign, flip, other = jax.random.split(key, 4)
         labels = jnp.where(
             jax.random.bernoulli(flip, self.label_noise, shape),
-            jax.random.randint(other, shape, 0, self.num_classes),
+            jax.random.randint(other, shape, 0, self.num_classes - self.no_object),
             targets.labels,
         )
         far = jnp.arange(2).reshape(1, 2, 1, 1)  # off by 0 to 1, and by 1 to 2, halves of a side

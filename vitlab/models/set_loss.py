@@ -128,7 +128,7 @@ class SetLoss:
         pairs = (query[..., None] == jnp.arange(found.logits.shape[2])) & mask[..., None]
         counted = jnp.broadcast_to(counted, found.logits.shape[:3])
         if self.classification == "softmax":
-            classes = self._softmax(found.logits, targets.labels, pairs, counted)
+            classes = self._softmax(found.logits, targets.labels, pairs, counted, mask)
         else:
             classes = self._sigmoid(found.logits, targets.labels, pairs, counted, iou), number
         return {
@@ -143,13 +143,15 @@ class SetLoss:
         mask = jnp.broadcast_to(targets.mask[:, None], query.shape)
         return jnp.where(mask, iou, 0).sum(), mask.sum().astype(iou.dtype)
 
-    def _softmax(self, logits, labels, pairs, counted):
+    def _softmax(self, logits, labels, pairs, counted, pairs_there):
         nothing = logits.shape[-1] - 1
         matched = pairs.any(axis=2)
         target = jnp.where(matched, (pairs * labels[:, None, :, None]).sum(axis=2), nothing)
         log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), target[..., None], axis=-1)[..., 0]
         weight = jnp.where(matched, 1.0, self.no_object) * counted
-        return -(weight * log_p).sum(), weight.sum()
+        # The sum of the weights, as one can know it before anything is matched.
+        number = pairs_there.sum() * (1 - self.no_object) + counted.sum() * self.no_object
+        return -(weight * log_p).sum(), number.astype(log_p.dtype)
 
     def _sigmoid(self, logits, labels, pairs, counted, iou):
         p = jax.nn.sigmoid(logits)

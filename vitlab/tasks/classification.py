@@ -95,6 +95,7 @@ class Classification:
 
     evaluators: ClassVar[tuple[str, ...]] = ("classification",)
     class_parameters: ClassVar[tuple[str, ...]] = ("head/.*",)
+    some_metrics: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def from_config(
@@ -144,7 +145,11 @@ class Classification:
 
     def augment(self, batch: Arrays, normalize: Callable, seed: int, step: jax.Array) -> Arrays:
         """Adds `target` f32[batch, classes] and makes `image` f32, augmented as configured."""
-        if batch.get("label", jnp.zeros(())).ndim != 1:
+        if "label" not in batch:
+            raise InputError(
+                "config.data.source has no labels but boxes: it is for task 'detection'"
+            )
+        if batch["label"].ndim != 1:
             raise InputError(
                 "classification needs integer labels: leave onehot out of config.data.preprocess"
             )

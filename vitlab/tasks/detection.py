@@ -62,6 +62,7 @@ class Detection:
     axis_name: str | None = None
 
     evaluators: ClassVar[tuple[str, ...]] = ("detection",)
+    some_metrics: ClassVar[tuple[str, ...]] = ("AP_small", "AP_medium", "AP_large")
     class_parameters: ClassVar[tuple[str, ...]] = (
         "class_head/.*",
         "(proposal_heads_[0-9]+|decoder/heads)/class/.*",
@@ -92,6 +93,7 @@ class Detection:
             num_classes=len(classes) + softmax,
             # A sigmoid says 1 % at first: nearly all that it sees is background (1708.02002).
             class_bias=0.0 if softmax else -math.log(99),
+            no_object=softmax,
             dtype=dtype,
             axis_name=axis_name,
         )
@@ -106,8 +108,8 @@ class Detection:
     def settings(self) -> dict[str, Any]:
         """The sections that this task read, resolved."""
         model = config_lib.as_dict(model_settings(self.model))
-        for given in ("num_classes", "class_bias"):
-            del model[given]
+        for given in ("num_classes", "class_bias", "no_object"):
+            model.pop(given, None)
         return {
             "model": model,
             "loss": config_lib.as_dict(self.loss_config),
@@ -138,9 +140,11 @@ class Detection:
         boxes = to_centres(batch["boxes"]) / jnp.tile(size, 2)
         mask = batch["box_mask"] & batch["mask"][:, None]
         targets = Targets(boxes, batch["box_label"], mask)
-        return {**batch, "image": _without_padding(normalize(images * 255.0), batch)} | {
-            "targets": targets
-        }
+        images = _without_padding(normalize(images * 255.0), batch)
+        if getattr(self.model, "denoising", 0):
+            noisy = jax.vmap(self.model.noisy_copies)(example_keys("denoising"), targets)
+            batch = {**batch, "noisy": noisy}
+        return {**batch, "image": images, "targets": targets}
 
     def loss(self, params: Any, model_state: Any, batch: Arrays, key: jax.Array):
         """The set loss of the last layer and, as `aux_...`, of the others; of the proposals and the
@@ -150,7 +154,7 @@ class Detection:
             {"params": params, **model_state},
             batch["image"],
             batch.get("content"),
-            targets,
+            batch.get("noisy"),
             train=True,
             rngs={"dropout": key},
             mutable=list(model_state),
@@ -193,6 +197,9 @@ class Detection:
         size = jnp.tile(_size(batch)[:, None, ::-1], 2)
         scale, offset = (jnp.tile(x, 2)[:, None] for x in jnp.split(batch["affine"], 2, axis=1))
         boxes = (to_corners(found.boxes) * size - offset) / scale
+        # In the right order also where the image was mirrored.
+        low, high = jnp.split(boxes, 2, axis=-1)
+        boxes = jnp.concatenate([jnp.minimum(low, high), jnp.maximum(low, high)], axis=-1)
         if self.loss_config.classification == "softmax":
             p = jax.nn.softmax(found.logits)[..., :-1]
             scores, order = jax.lax.top_k(p.max(axis=-1), min(MAX_DETECTIONS, p.shape[1]))
@@ -212,8 +219,15 @@ class Detection:
         return {}
 
     def features(self, variables: Arrays, images: jax.Array) -> Arrays:
-        """The backbone's stages for whole images f32[batch, height, width, channels]."""
-        return self.model.apply(variables, images, method=lambda model, x: model.backbone(x)[1])
+        """The backbone's maps for whole images f32[batch, height, width, channels], by their
+        strides, such as `stride_16`; `pre_logits` is the mean of that of the greatest."""
+
+        def maps(model, images):
+            return model.backbone.feature_maps(images)
+
+        maps = self.model.apply(variables, images, method=maps)
+        stages = {f"stride_{stride}": features for stride, features in maps.items()}
+        return {**stages, "pre_logits": maps[max(maps)].mean(axis=(1, 2))}
 
     def metrics(self, outputs: Mapping[str, np.ndarray], examples: Examples) -> dict[str, float]:
         """COCO's (`vitlab.evaluation.detection.coco_metrics`), and the mean AP of Pascal VOC by its
@@ -255,6 +269,8 @@ class Detection:
         pictures.confusion_matrix(confusion, names, directory / "confusion.png", title)
         ids = [image.image_id for image in truth]
         results = metrics_lib.coco_results(found, ids, examples.category_ids)
+        for row in results:  # as COCO asks for: a third of the digits
+            row |= {"bbox": [round(x, 2) for x in row["bbox"]], "score": round(row["score"], 5)}
         (directory / "detections.json").write_text(json.dumps(results))
 
     def layer_of(self, path: str) -> int:

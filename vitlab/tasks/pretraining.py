@@ -28,6 +28,7 @@ class Pretraining:
 
     classes: ClassVar[tuple[str, ...]] = ()
     class_parameters: ClassVar[tuple[str, ...]] = ()
+    some_metrics: ClassVar[tuple[str, ...]] = ()
     model_class: ClassVar[type[nn.Module]]  # around a backbone
     loss_class: ClassVar[type]  # of `config.loss`
     augment_class: ClassVar[type]  # of `config.augment`

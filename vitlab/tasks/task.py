@@ -46,6 +46,7 @@ class Task(Protocol):
     # Legal values of `config.evaluators.NAME.kind`, besides "features".
     evaluators: ClassVar[tuple[str, ...]]
     classes: tuple[str, ...]  # what the head tells apart, or none
+    some_metrics: ClassVar[tuple[str, ...]]  # that a split may lack: of sizes without an object
     # Regexes of the parameters that are about single classes: new where a run starts from one with
     # others.
     class_parameters: ClassVar[tuple[str, ...]]

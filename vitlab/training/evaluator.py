@@ -106,7 +106,8 @@ class Evaluator:
         outputs = self._split.shapes(self._evaluate, variables)
         zeros = {k: np.zeros(v.shape, v.dtype) for k, v in outputs.items()}
         zeros["id"] = np.zeros(1, np.int32)
-        return {f"{self.name}/{k}" for k in self._task.metrics(zeros, self._split)}
+        names = {*self._task.metrics(zeros, self._split), *self._task.some_metrics}
+        return {f"{self.name}/{name}" for name in names}
 
     def run(
         self, variables: Any, log: Callable[[str], None], stop: Stop = lambda: False

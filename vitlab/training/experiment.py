@@ -36,7 +36,8 @@ class DataConfig:
     """`config.data`: what is trained on.
 
     Attributes:
-        source: such as `digits`, `folder:PATH`, `idx:PATH`, `tfds:NAME`.
+        source: such as `digits`, `folder:PATH`, `idx:PATH`, `tfds:NAME`, or with boxes `coco:FILE`,
+            `voc:PATH`, `yolo:FILE`.
         split: such as `train` or `train[:99%]`.
         preprocess: ops joined by `|`, the last one `value_range` or `normalize`.
         on_error: what a broken image does: `raise` ends the run, `skip` takes the next readable
@@ -99,8 +100,8 @@ class EvaluatorConfig:
         preprocess: as for the training data.
         split: of `source`.
         source: empty means the training data's.
-        kind: what is computed: the task's own (`classification`; `reconstruction` of mae;
-            `contrast` of simclr), or `features`.
+        kind: what is computed: the task's own (`classification`; `detection`;
+            `reconstruction` of mae; `contrast` of simclr), or `features`.
         features: of the kind `features`.
         every: interval; every evaluator also runs at the end.
         params: `model`, `ema` (needs `ema_decay`), or `auto`: the average where there is one.

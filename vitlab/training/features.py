@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from vitlab import config as config_lib
@@ -51,7 +52,8 @@ class FeatureEvaluator:
             if self._settings.layer not in stages:
                 legal = config_lib.nearest(self._settings.layer, stages)
                 raise InputError(f"{where}.features.layer: there is no such stage{legal}")
-            return {"features": _pooled(stages, self._settings.layer), "label": batch["label"]}
+            labels = batch.get("label", jnp.zeros_like(batch["id"]))  # where there are boxes
+            return {"features": _pooled(stages, self._settings.layer), "label": labels}
 
         self._features = jax.jit(features, compiler_options=options)
 
@@ -117,6 +119,8 @@ class FeatureEvaluator:
 
     def _check_labels(self, where: str, test: Split, train: Split) -> None:
         classes = train.source.class_names
+        if not (test.labelled and train.labelled):
+            raise InputError(f"{where}: protocols judge features with labels; the source has none")
         if not classes or classes != test.source.class_names:
             raise InputError(
                 f"{where}: protocols judge features with labels, of the same classes in split and "

@@ -1,5 +1,6 @@
 """The device mesh, and the way of a batch onto it and of arrays back."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal
@@ -167,5 +168,6 @@ def compile_step(step: Callable, mesh: Mesh, mode: str, state: Any, batch: Any, 
 
     shardings = jax.tree.map(lambda x: x.sharding, state)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=shardings)
-    with jax.set_mesh(mesh):  # for `on_each_device`
+    # For `on_each_device`, which has nothing to do in a `pmap`.
+    with contextlib.nullcontext() if mode == "pmap" else jax.set_mesh(mesh):
         return jitted.lower(state, batch).compile(options)

@@ -271,10 +271,15 @@ class Setup:
         """The variables, or shapes of them, with what `init_from` has in its place; by name."""
         own = {k: v for k, v in variables.items() if k != "params"}
         fresh = flax.traverse_util.flatten_dict({**variables["params"], **own}, sep="/")
+        other, classes = self._other_run()
+        task, heads = other.get("task"), ()
+        if task != self.experiment.task or classes != list(self.source.class_names):
+            theirs = task_class(task).class_parameters if task else ()
+            heads = (*self.task.class_parameters, *theirs)
+        name = self.resolved["model"].get("name")  # of a detector, or of a backbone alone
+        same = task == self.experiment.task and name == other["model"].get("name")
         try:
-            return transfer.transfer(
-                fresh, self._initial, self.experiment.init_allow, self._of_other_classes()
-            )
+            return transfer.transfer(fresh, self._initial, self.experiment.init_allow, heads, same)
         except InputError as e:
             raise InputError(f"{e}{self._what_would_fit()}") from e
 
@@ -285,15 +290,12 @@ class Setup:
         collections = {k: tree.pop(k) for k in variables if k != "params"}
         return {"params": tree, **collections}
 
-    def _of_other_classes(self) -> tuple[str, ...]:
-        """Regexes of the heads of the other run, and ours, where the classes or tasks differ."""
+    def _other_run(self) -> tuple[dict[str, Any], list[str]]:
+        """Config and classes of the run that `init_from` names; without a config, an empty one."""
         checkpoint = checkpoints.locate(self.experiment.init_from).path
-        meta = json.loads((checkpoint / "meta.json").read_text())
-        theirs = json.loads((checkpoint.parents[1] / "config.json").read_text())["task"]
-        same = meta["classes"] == list(self.source.class_names)
-        if same and theirs == self.experiment.task:
-            return ()
-        return (*self.task.class_parameters, *task_class(theirs).class_parameters)
+        path = checkpoint.parents[1] / "config.json"
+        config = json.loads(path.read_text()) if path.exists() else {}
+        return config, json.loads((checkpoint / "meta.json").read_text())["classes"]
 
     def _what_would_fit(self) -> str:
         """The settings of the other run's backbone where they are not ours, for an error."""

@@ -1,5 +1,6 @@
 """One pass over a split, in order and on the devices: every example of it exactly once."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -51,9 +52,15 @@ class Split:
         self.where, self.spec, self._mesh = where, spec, mesh
         self.source = open_source(spec, name)
         self._batch_size, self._workers, self._on_error = batch_size, workers, config.on_error
-        self.preprocess = Preprocess.parse(config.preprocess)
+        preprocess = Preprocess.parse(config.preprocess)
+        self.preprocess = dataclasses.replace(preprocess, evaluation=True)
         self.normalize = normalizer(self.preprocess.scale, self.preprocess.shift)
         self._example = first_example(self.source, self.preprocess, config.on_error)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether each image has a label; one with boxes has none."""
+        return "label" in self._example
 
     def shapes(self, function: Callable, variables: Any) -> Any:
         """What `function(variables, batch)` gives for one example, as shapes.

@@ -158,17 +158,18 @@ def gradients(
     if accumulate == 1:
         grads, (terms, metrics, new_state) = grad_fn(params, model_state, batch, 0, None)
         return *_over_devices(terms, metrics, axis_name), new_state, total(grads, axis_name)
-    if jax.tree.leaves(model_state):
-        raise InputError(
-            "config.accumulate: a model with batch statistics sees other examples, so "
-            "parts of a batch do not equal the batch; use 1"
-        )
     # Every part takes every n-th row, so that it is spread over the devices as the batch is.
     parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
     indices = jnp.arange(accumulate)
 
     def count_part(args):
-        terms, _ = loss_fn(params, model_state, *args)
+        terms, (_, new_state) = loss_fn(params, model_state, *args)
+        same = zip(jax.tree.leaves(model_state), jax.tree.leaves(new_state), strict=True)
+        if any(a is not b for a, b in same):  # frozen statistics are handed through as they are
+            raise InputError(
+                "config.accumulate: a model with batch statistics sees other examples, so "
+                "parts of a batch do not equal the batch; use 1"
+            )
         return {name: count for name, (_, count, _) in terms.items()}
 
     counts = jax.tree.map(jnp.sum, jax.lax.map(count_part, (parts, indices)))
@@ -187,8 +188,9 @@ def gradients(
 
 
 def mean(value: jax.Array, count: jax.Array) -> jax.Array:
-    """value / count, and 0 where there is nothing to count: no object in a whole batch, say."""
-    return jnp.where(count == 0, 0.0, value / jnp.where(count == 0, 1.0, count))
+    """value / count, and the value where there is nothing to count: what a batch without any
+    object learns is divided by 1, as in DETR."""
+    return value / jnp.where(count == 0, 1.0, count)
 
 
 def _over_devices(terms, metrics, axis_name):

@@ -79,6 +79,7 @@ def transfer(
     source: Mapping[str, np.ndarray],
     allow: Sequence[str] = (),
     other_classes: Sequence[str] = (),
+    same_model: bool = False,
     where: str = "config.init_from",
 ) -> tuple[dict[str, np.ndarray], TransferReport]:
     """Fills a model's variables from those of another run.
@@ -94,6 +95,7 @@ def transfer(
         allow: regexes (matched whole) of names that may be new, unused, or of another shape.
         other_classes: regexes of names of parameters that tell classes apart, which are others in
             the source: they are left behind there, and new here.
+        same_model: match name by name, even if one has a part that the other lacks.
         where: named in errors.
 
     Returns:
@@ -108,7 +110,7 @@ def transfer(
         except re.error as e:
             raise InputError(f"config.init_allow: {pattern!r} is no regular expression: {e}") from e
 
-    same = {_part(name) for name in target} == {_part(name) for name in source}
+    same = same_model or {_part(name) for name in target} == {_part(name) for name in source}
     heads = tuple(name for name in source if allowed(name, other_classes))
     source = {name: value for name, value in source.items() if name not in heads}
     source, left, own = (source, (), ()) if same else _aligned(target, source)
