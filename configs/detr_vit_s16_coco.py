@@ -5,10 +5,10 @@
     python -m vitlab.main --config configs/detr_vit_s16_coco.py --config.init_from=runs/mae_s16
     python -m vitlab.main --config configs/detr_vit_s16_coco.py:path=COCO --config.init_from=...
 
-Where COCO is read from is as in `detr_r50_coco`. Two-stage queries, box refinement and box-relative positions as in Plain
-DETR (2308.01904), noisy copies (2203.03605), groups of queries and the IoU-aware loss as in LW-DETR
-(2406.03459), large-scale jitter (2012.07177), layer decay as in ViTDet (2203.16527). Not yet run to
-the end; nothing published has quite these numbers.
+Where COCO is read from is as in `detr_r50_coco`. Two-stage queries, box refinement and box-relative
+positions as in Plain DETR (2308.01904), noisy copies (2203.03605), groups of queries and the
+IoU-aware loss as in LW-DETR (2406.03459), large-scale jitter (2012.07177), layer decay as in ViTDet
+(2203.16527). Not yet run to the end; nothing published has quite these numbers.
 """
 
 import ml_collections

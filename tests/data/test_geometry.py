@@ -143,7 +143,7 @@ def test_a_string_that_would_misplace_boxes_is_refused(ops, fault):
 
 
 def test_more_objects_than_places_are_refused():
-    with pytest.raises(InputError, match=r"^pad_boxes\(1\): the image has 2 objects$"):
+    with pytest.raises(InputError, match=r"^pad_boxes\(1\): the image has 2 objects: make room"):
         run("pad_boxes(1)", scene([(1, 1, 5, 5), (7, 7, 9, 9)]))
 
 

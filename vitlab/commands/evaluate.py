@@ -20,8 +20,8 @@ of its backbone, whatever it was trained for:
   few_shot   closed form on 1, 5, 10 and 25 examples a class
 
   WORKDIR               a working directory, or one of its checkpoints/STEP
-  --source SOURCE       other data than the run's, such as folder:photos; name its splits too. Without
-                        a protocol: other data, of the same classes, for the run's evaluators
+  --source SOURCE       other data than the run's, such as folder:photos; name its splits too.
+                        Without a protocol: of the same classes, for the run's evaluators
   --split, --train_split, --preprocess, --batch_size, --layer
                         as in config.evaluators.NAME of the kind "features"
 

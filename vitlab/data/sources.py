@@ -214,8 +214,9 @@ class TfdsSource:
             data_dir = os.path.expanduser(data_dir)
         builder = _tfds_builder(name, data_dir, spec)
         features = builder.info.features
-        objects = features.get("objects")
-        self._annotated = objects is not None and {"bbox", "label"} <= set(objects.keys())
+        within = features["objects"] if "objects" in features else None  # noqa: SIM401: no get
+        within = getattr(within, "feature", None)  # what the sequence is of
+        self._annotated = within is not None and {"bbox", "label"} <= set(within.keys())
         # Pascal VOC counts pixels from 1, and TFDS leaves it at that.
         self._first_pixel = int(name.split("/")[0] == "voc")
         if "image" not in features or not self._annotated and "label" not in features:
