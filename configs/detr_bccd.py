@@ -2,6 +2,8 @@
 
 git clone https://github.com/Shenggan/BCCD_Dataset
 python -m vitlab.main --config configs/detr_bccd.py:path=BCCD_Dataset/BCCD
+
+Not yet run to the end. YOLO models pretrained on COCO stand at AP50 0.90 to 0.94.
 """
 
 import ml_collections

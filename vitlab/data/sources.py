@@ -305,6 +305,12 @@ def _tfds_builder(name: str, data_dir: str | None, spec: str):
     except tfds.core.DatasetNotFoundError:
         where = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
         raise InputError(f"{spec}: TFDS knows no set {name!r} and {where} holds none") from None
+    except ImportError:  # The code of some sets, COCO's too, needs TensorFlow; their files do not.
+        root = epath.Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+        versions = sorted((root / name).expanduser().glob("*.*.*"))
+        if not versions:
+            raise InputError(f"{spec} is not prepared in {root / name}") from None
+        builder = tfds.builder_from_directory(versions[-1])
     except (ValueError, AssertionError, RuntimeError) as error:
         raise InputError(f"{spec}: {_line(error)}") from error
     if not builder.is_prepared():

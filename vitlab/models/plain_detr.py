@@ -172,7 +172,7 @@ class PlainDETR(nn.Module):
         there = jnp.ones(queries.shape[:2], bool)
         if self.denoising:
             embed = nn.Embed(self.num_classes, self.width, dtype=dtype, name="label_embedding")
-            embed(jnp.zeros((), jnp.int32))  # is there too in a call without copies
+            embed(jnp.zeros((1,), jnp.int32))  # is there too in a call without copies
         if copies:
             boxes = jnp.concatenate([boxes, noisy.boxes], axis=1)
             queries = jnp.concatenate([queries, embed(noisy.labels)], axis=1)
