@@ -214,8 +214,8 @@ class TfdsSource:
             data_dir = os.path.expanduser(data_dir)
         builder = _tfds_builder(name, data_dir, spec)
         features = builder.info.features
-        within = features["objects"] if "objects" in features else None  # noqa: SIM401
-        within = getattr(within, "feature", None)  # what the sequence is of
+        has_objects = "objects" in features
+        within = getattr(features["objects"], "feature", None) if has_objects else None
         self._annotated = within is not None and {"bbox", "label"} <= set(within.keys())
         # Pascal VOC counts pixels from 1, and TFDS leaves it at that.
         self._first_pixel = int(name.split("/")[0] == "voc")
