@@ -4,8 +4,11 @@ import json
 import pathlib
 import re
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from PIL import Image
 
 from vitlab.commands.cli import main as vitlab
@@ -88,6 +91,74 @@ def test_a_directory_can_be_measured_again(detector):
     assert vitlab(["evaluate", str(detector)]) == 0
     again = json.loads((detector / "evaluate/result.json").read_text())["metrics"]
     assert again == pytest.approx(before)
+
+
+def test_a_directory_can_be_measured_on_other_data_of_the_same_classes(detector):
+    assert vitlab(["evaluate", str(detector), "--split", "train[:4]", "--batch_size", "2"]) == 0
+    result = json.loads((detector / "evaluate/result.json").read_text())
+    assert result["evaluators"]["test"]["split"] == "train[:4]"
+    found = json.loads((detector / "evaluate/test/detections.json").read_text())
+    assert len({row["image_id"] for row in found}) == 4
+
+
+def test_boxes_are_no_labels(detector, capsys):
+    assert vitlab(["evaluate", str(detector), "knn", "--train_split", "train"]) == 2
+    said = "protocols judge features with labels; the source has none"
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_features_of_a_detector_are_watched_without_labels(tmp_path):
+    """Whatever the pool of its ViT, which it has no need of."""
+    section = dict(kind="features", split="test", preprocess="decode|value_range(-1,1)",
+                   features=dict(protocols=()))  # fmt: skip
+    settings = {**DETECTOR, "model.backbone": {**VIT, "pool": "map"}, "evaluators.f": section}
+    assert run("detr_digit_scenes", tmp_path / "run", settings) == 0
+    metrics = json.loads((tmp_path / "run/result.json").read_text())["metrics"]
+    assert metrics["f/feature_std"] > 0
+
+
+@pytest.mark.slow
+def test_accumulation_equals_the_large_batch(tmp_path):
+    """With noisy copies, boxes on one half alone, and batch norm that is frozen."""
+    backbone = {"name": "resnet", "variant": "18", "depths": (1,), "widths": (4,),
+                "norm": "frozen"}  # fmt: skip
+    settings = {**DETECTOR, "model.backbone": backbone, "total_steps": 2, "logging.every_steps": 1}
+    losses = []
+    for parts in (1, 2):
+        workdir = tmp_path / str(parts)
+        assert run("detr_digit_scenes", workdir, {**settings, "accumulate": parts}) == 0
+        rows = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+        losses.append([row["train/loss"] for row in rows if "train/loss" in row])
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_metric_of_sizes_that_the_first_image_lacks_is_no_mistake(tmp_path):
+    settings = {**DETECTOR, "checkpoint.best": "test/AP_large"}
+    assert run("detr_digit_scenes", tmp_path / "run", settings) == 0
+
+
+@pytest.mark.slow
+def test_the_recipe_on_a_vit_takes_all_of_the_mae_it_names():
+    from vitlab import config as config_lib
+    from vitlab.tasks.task import task_class
+
+    def parameters(name, **overrides):
+        pairs = [(key, str(value)) for key, value in overrides.items()]
+        config = config_lib.load(str(ROOT / f"configs/{name}.py"), pairs)
+        task = task_class(config["task"]).from_config(
+            config["model"], config.get("loss", {}), {}, ("a", "b"), "float32"
+        )
+        shapes = jax.eval_shape(lambda: task.init(jax.random.key(0), jnp.zeros((1, 320, 320, 3))))
+        flat = flatten_dict(shapes["params"], sep="/")
+        return {name: np.broadcast_to(np.float32(0), x.shape) for name, x in flat.items()}
+
+    mae = parameters("mae_b16_imagenet", **{"model.backbone.variant": "S/16"})
+    _, report = transfer.transfer(parameters("detr_vit_s16_coco"), mae)
+    backbone = [name for name in mae if name.startswith("backbone/")]
+    assert set(report.loaded) == set(backbone)
+    assert not report.unused
 
 
 @pytest.mark.slow

@@ -175,6 +175,22 @@ def test_a_larger_canvas_finds_the_same_boxes():
         np.testing.assert_allclose(other["scores"], found[0]["scores"], atol=1e-5)
 
 
+def test_photometric_augmentation_does_not_see_the_padding():
+    """Contrast is taken of the image's own mean, and padding stays zero."""
+    task = Detection.from_config(
+        PLAIN, {}, {"color_jitter": (0.0, 0.5, 0.0, 0.0)}, CLASSES, jnp.float32
+    )
+    augment = jax.jit(lambda rows: task.augment(rows, normalize, 0, 0)["image"])
+    tight, wide = (augment(batch(f"letterbox({s})|pad_boxes(3)")) for s in ("(24,48)", "(96,96)"))
+    # The wide canvas doubles the image: compare the means of the contents.
+    np.testing.assert_allclose(
+        wide[:, :48, :96].mean(axis=(1, 2)), tight.mean(axis=(1, 2)), atol=0.01
+    )
+    assert not wide[:, 48:].any()
+    plain = jax.jit(lambda rows: make().augment(rows, normalize, 0, 0)["image"])
+    assert np.abs(plain(batch("letterbox((24,48))|pad_boxes(3)")) - tight).max() > 0.05
+
+
 def test_the_softmax_gives_each_query_one_class_which_is_never_nothing():
     task, rows = make(PUBLISHED), batch()
     variables = fresh(task, rows)

@@ -352,6 +352,7 @@ def _curve(axes: Axes, steps, values, color: str, label: str) -> None:
 
 
 def style(axes: Axes, title: str = "", xlabel: str = "") -> None:
+    """Gives axes the look that all pictures share: a title on the left, two faint spines."""
     axes.set_title(title, fontsize=11, color=INK, loc="left")
     axes.set_xlabel(xlabel, color=INK)
     axes.spines[["top", "right"]].set_visible(False)
@@ -361,6 +362,7 @@ def style(axes: Axes, title: str = "", xlabel: str = "") -> None:
 
 
 def nothing(message: str) -> Figure:
+    """A figure that says in words why there is nothing to draw."""
     figure = Figure(figsize=(4, 1.2))
     figure.text(0.5, 0.5, message, ha="center", va="center", color=INK)
     return figure
@@ -379,6 +381,7 @@ def shorten(text: str, length: int) -> str:
 
 
 def write(figure: Figure, path: epath.PathLike) -> None:
+    """Writes a figure as a PNG, making its folder; bytes first, so that a bucket will do."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI, facecolor="white")
     path = epath.Path(path)

@@ -8,7 +8,6 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,13 +17,14 @@ from vitlab.errors import InputError
 from vitlab.evaluation import detection as metrics_lib
 from vitlab.evaluation import detection_pictures as draw
 from vitlab.evaluation import pictures
-from vitlab.models.build import build_detector, model_settings
+from vitlab.models.build import build_detector
 from vitlab.models.detr import Boxes
 from vitlab.models.set_loss import SetLoss, Targets
 from vitlab.ops import augment as augment_ops
 from vitlab.ops import keys
 from vitlab.ops.boxes import to_centres, to_corners
 from vitlab.ops.padding import content_mask
+from vitlab.tasks.backbone import AroundBackbone
 from vitlab.tasks.task import Arrays, Examples
 
 # Detections of an image that are kept, as many as COCO counts.
@@ -52,12 +52,9 @@ class AugmentConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Detection:
+class Detection(AroundBackbone):
     """See `vitlab.tasks.task.Task` for what each function promises."""
 
-    model: nn.Module
-    loss_config: SetLoss
-    augment_config: AugmentConfig
     classes: tuple[str, ...]
     axis_name: str | None = None
 
@@ -107,14 +104,10 @@ class Detection:
 
     def settings(self) -> dict[str, Any]:
         """The sections that this task read, resolved."""
-        model = config_lib.as_dict(model_settings(self.model))
+        settings = super().settings()
         for given in ("num_classes", "class_bias", "no_object"):
-            model.pop(given, None)
-        return {
-            "model": model,
-            "loss": config_lib.as_dict(self.loss_config),
-            "augment": config_lib.as_dict(self.augment_config),
-        }
+            settings["model"].pop(given, None)
+        return settings
 
     def init(self, key: jax.Array, images: jax.Array) -> dict[str, Any]:
         """Fresh variables for images of this shape."""
@@ -125,7 +118,7 @@ class Detection:
         del step
         _check(batch, "config.data.preprocess")
         c = self.augment_config
-        images = batch["image"].astype(jnp.float32) / 255.0
+        images = _mean_in_padding(batch["image"].astype(jnp.float32) / 255.0, batch)
 
         def example_keys(purpose):
             return keys.example_keys(seed, purpose, batch["epoch"], batch["id"])
@@ -273,16 +266,6 @@ class Detection:
             row |= {"bbox": [round(x, 2) for x in row["bbox"]], "score": round(row["score"], 5)}
         (directory / "detections.json").write_text(json.dumps(results))
 
-    def layer_of(self, path: str) -> int:
-        """The backbone's layer of a parameter; the rest is in the one after its last."""
-        root, _, rest = path.partition("/")
-        return self.model.backbone.layer_of(rest) if root == "backbone" else self.num_layers
-
-    @property
-    def num_layers(self) -> int:
-        """As of a classifier with this backbone, whose head is after the last block."""
-        return self.model.backbone.num_layers + 1
-
 
 def _check(batch: Arrays, where: str) -> None:
     if "boxes" not in batch:
@@ -302,6 +285,15 @@ def _without_padding(images: jax.Array, batch: Arrays) -> jax.Array:
     if "content" not in batch:
         return images
     return images * content_mask(batch["content"], images.shape[1:3])[..., None]
+
+
+def _mean_in_padding(images: jax.Array, batch: Arrays) -> jax.Array:
+    """Each image's own mean colour as its padding, so that contrast is taken of the image alone."""
+    if "content" not in batch:
+        return images
+    mask = content_mask(batch["content"], images.shape[1:3])[..., None]
+    mean = (images * mask).sum(axis=(1, 2), keepdims=True) / mask.sum(axis=(1, 2), keepdims=True)
+    return jnp.where(mask, images, mean)
 
 
 def _sets(found: Boxes) -> Boxes:

@@ -9,21 +9,19 @@ import jax
 import jax.numpy as jnp
 
 from vitlab import config as config_lib
-from vitlab.models.build import build_with_backbone, model_settings
+from vitlab.models.build import build_with_backbone
+from vitlab.tasks.backbone import AroundBackbone
 from vitlab.tasks.task import Arrays
 
 
 @dataclasses.dataclass(frozen=True)
-class Pretraining:
+class Pretraining(AroundBackbone):
     """A task whose model has a `backbone`, which is what remains of it.
 
     A method names its classes and adds `init`, `augment`, `loss`, `evaluate`, `show`, `metrics` and
     `pictures`; see `vitlab.tasks.task.Task` for what each promises.
     """
 
-    model: nn.Module
-    loss_config: Any
-    augment_config: Any
     axis_name: str | None = None
 
     classes: ClassVar[tuple[str, ...]] = ()
@@ -56,14 +54,6 @@ class Pretraining:
             axis_name=axis_name,
         )
 
-    def settings(self) -> dict[str, Any]:
-        """The sections that this task read, resolved."""
-        return {
-            "model": config_lib.as_dict(model_settings(self.model)),
-            "loss": config_lib.as_dict(self.loss_config),
-            "augment": config_lib.as_dict(self.augment_config),
-        }
-
     def augment_alike(self, batch: Arrays, normalize: Callable) -> Arrays:
         """`augment` for an evaluation, where the draws of an example are always the same."""
         always = jnp.zeros_like(batch["id"])
@@ -72,13 +62,3 @@ class Pretraining:
     def features(self, variables: Arrays, images: jax.Array) -> Arrays:
         """The backbone's stages for whole images f32[batch, height, width, channels]."""
         return self.model.apply(variables, images, method=lambda model, x: model.backbone(x)[1])
-
-    def layer_of(self, path: str) -> int:
-        """The backbone's layer of a parameter; what stays behind is in the one after its last."""
-        root, _, rest = path.partition("/")
-        return self.model.backbone.layer_of(rest) if root == "backbone" else self.num_layers
-
-    @property
-    def num_layers(self) -> int:
-        """As of a classifier with this backbone, whose head is after the last block."""
-        return self.model.backbone.num_layers + 1

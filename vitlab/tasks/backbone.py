@@ -1,0 +1,36 @@
+"""What the tasks share whose model has a `backbone`."""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+
+from vitlab import config as config_lib
+from vitlab.models.build import model_settings
+
+
+@dataclasses.dataclass(frozen=True)
+class AroundBackbone:
+    """A task whose model is built around a backbone; see `vitlab.tasks.task.Task`."""
+
+    model: nn.Module
+    loss_config: Any
+    augment_config: Any
+
+    def settings(self) -> dict[str, Any]:
+        """The sections that this task read, resolved."""
+        return {
+            "model": config_lib.as_dict(model_settings(self.model)),
+            "loss": config_lib.as_dict(self.loss_config),
+            "augment": config_lib.as_dict(self.augment_config),
+        }
+
+    def layer_of(self, path: str) -> int:
+        """The backbone's layer of a parameter; all else is in the one after its last."""
+        root, _, rest = path.partition("/")
+        return self.model.backbone.layer_of(rest) if root == "backbone" else self.num_layers
+
+    @property
+    def num_layers(self) -> int:
+        """As of a classifier with this backbone, whose head is after the last block."""
+        return self.model.backbone.num_layers + 1
