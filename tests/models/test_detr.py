@@ -189,6 +189,7 @@ def test_what_is_in_the_padding_changes_no_box(backbone):
     assert_same(detect(backbone, (24, 40), (64, 96), padding=50.0), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_an_image_that_fills_its_canvas_has_the_boxes_that_it_has_with_padding(backbone):
     """With and without its content given."""
@@ -199,6 +200,7 @@ def test_an_image_that_fills_its_canvas_has_the_boxes_that_it_has_with_padding(b
     assert_same(detect(backbone, (32, 64), (64, 96)), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["bottlenecks", "basic"])
 @pytest.mark.parametrize("canvas", [(40, 64), (66, 70), (24, 200)])
 def test_a_resnet_s_canvas_need_not_be_a_multiple_of_its_stride(backbone, canvas):
@@ -206,6 +208,7 @@ def test_a_resnet_s_canvas_need_not_be_a_multiple_of_its_stride(backbone, canvas
     assert_same(detect(backbone, (24, 40), canvas), expected)
 
 
+@pytest.mark.slow
 def test_rows_of_a_batch_do_not_see_each_other():
     arrays, variables, _, run = reference()
     both, _ = run(variables, arrays["images"], arrays["content"])
@@ -231,6 +234,7 @@ def test_bfloat16_computes_in_it_and_gives_float32_boxes():
     np.testing.assert_allclose(found.boxes, precise(full)(variables, images)[0].boxes, atol=0.05)
 
 
+@pytest.mark.slow
 def test_dropout_acts_in_training_alone_and_each_row_draws_its_own():
     model = DETR(ViT(**VIT), 5, 6, **SMALL, dropout=0.5)
     image = np.random.default_rng(0).normal(size=(1, 32, 64, 3)).astype(np.float32)

@@ -62,6 +62,7 @@ def test_padding_an_image_more_does_not_change_its_boxes(images):
     np.testing.assert_allclose(whole.boxes, found[0].boxes, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_no_query_of_the_first_group_sees_the_others_or_the_noisy_copies(images, targets):
     """In training the first group predicts what it does without the other queries."""
     model = detector(query_groups=3, denoising=2)
@@ -77,6 +78,7 @@ def test_no_query_of_the_first_group_sees_the_others_or_the_noisy_copies(images,
     np.testing.assert_allclose(together["layers"].logits[:, :, :1], alone.logits, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_copy_of_an_object_that_is_not_there_is_seen_by_none(images, targets):
     model = detector(denoising=2)
     variables = drawn(model, images)
@@ -196,6 +198,7 @@ def test_computes_in_bfloat16_and_answers_in_float32(images):
     assert stages["memory"].dtype == jnp.bfloat16
 
 
+@pytest.mark.slow
 def test_no_object_is_no_reason_to_propose_a_box_nor_a_class_of_a_copy(images, targets):
     """Of the softmax loss, whose last logit says that there is nothing."""
     model = detector(no_object=True, label_noise=1.0, denoising=20)

@@ -104,9 +104,8 @@ def test_a_row_that_is_padding_of_the_batch_counts_nowhere(model):
         np.testing.assert_allclose(found[1][name], (total, count, weight), rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "classification", ["softmax", *(pytest.param(x, marks=SLOW) for x in ("focal", "iou_aware"))]
-)
+@SLOW
+@pytest.mark.parametrize("classification", ["softmax", "focal", "iou_aware"])
 def test_a_batch_without_any_object_learns_that_there_is_none(classification):
     task, rows = make(classification=classification), batch(objects=0)
     total, terms, metrics, grads = value(task, fresh(task, rows), rows)
@@ -117,6 +116,7 @@ def test_a_batch_without_any_object_learns_that_there_is_none(classification):
         assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(grads)) > 0
 
 
+@pytest.mark.slow
 def test_each_layer_counts_as_much_as_the_last():
     """Where all layers predict alike, the others weigh layers - 1 times what the last one does."""
     task = make(PUBLISHED)
