@@ -226,6 +226,8 @@ def test_not_text(write, tmp_path):
 
 def test_missing_files_and_splits(write, tmp_path):
     fails(f"coco:{tmp_path}/no.json", f"{tmp_path}/no.json: cannot be read (No such file or")
+    with pytest.raises(InputError, match="^(?!.*is not json)"):
+        open_source(f"coco:{tmp_path}/no.json", "train")
     message = "without {split} in the path of the json the only split is train: 'val' does not"
     fails(write(CONTENT), message, "val")
     fails(f"coco:{tmp_path}/{{split}}.json", f"{tmp_path}/val.json: cannot be read", "val")

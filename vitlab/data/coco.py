@@ -205,8 +205,9 @@ class _Reader:
 
 
 def _parse(path: str) -> Any:
+    content = read_file(path)
     try:
-        return json.loads(read_file(path))
+        return json.loads(content)
     except json.JSONDecodeError as error:
         where = f"line {error.lineno} column {error.colno}"
         raise InputError(f"{path}: is not json ({error.msg} at {where})") from None
