@@ -41,6 +41,10 @@ TINY_RESNET = {
     **{key: size for key, size in TINY_DETECTOR.items() if "backbone" not in key},
     "model.backbone.depths": "(1,1)", "model.backbone.widths": "(4,4)",
 }  # fmt: skip
+TINY_SEGMENTER = {**TINY_BACKBONE, "model.depth": 1, "model.num_heads": 2, "model.mlp_dim": 16}
+TINY_UNET = {"model.backbone.widths": "(4,4,4,4)", "model.backbone.depths": "(1,1,1,1)",
+             "model.widths": "(4,4,4,4)"}  # fmt: skip
+TINY_EOMT = {**TINY_BACKBONE, "model.num_blocks": 1, "model.num_queries": 6}
 TINY_DIGITS = {"data.split": "train[:20]", "evaluators.features.features.train_split": "train[:30]"}
 OVERRIDES = {
     "quickstart": TINY_VIT,
@@ -83,6 +87,13 @@ OVERRIDES = {
     "detr_own_data": TINY_RESNET,
     "detr_r50_coco": TINY_RESNET,
     "detr_vit_s16_coco": TINY_DETECTOR,
+    "segmenter_digit_scenes": {"model.depth": 1, "model.mlp_dim": 16},
+    "segmenter_vit_s16_ade20k": {**TINY_SEGMENTER, "data.workers": 0},
+    "segmenter_camvid": {**TINY_SEGMENTER, "data.workers": 0},
+    "segmenter_own_data": {**TINY_UNET, "data.workers": 0},
+    "unet_camvid": {**TINY_UNET, "data.workers": 0},
+    "eomt_digit_scenes": TINY_EOMT,
+    "eomt_vit_s16_coco_panoptic": {**TINY_EOMT, "model.num_queries": 100, "data.workers": 0},
 }
 # A few among the quick tests, the others among the slow ones.
 QUICK = ("quickstart", "vit_fashion_mnist")
@@ -261,6 +272,63 @@ def detector(name, boxes, monkeypatch):
     return spec, few if name not in ("detr_digit_scenes", "detr_own_data") else {}
 
 
+@pytest.fixture(scope="module")
+def masks(tmp_path_factory):
+    """Six images with masks in every layout that a segmenter's config reads."""
+    root, rng = tmp_path_factory.mktemp("masks"), np.random.default_rng(0)
+    for split, ade in (("train", "training"), ("val", "validation"), ("test", "testing")):
+        places = {
+            "camvid": (split, f"{split}annot"),
+            "ade": (f"images/{ade}", f"annotations/{ade}"),
+            "own": (f"images/{split}", f"masks/{split}"),
+            "coco": (f"{split}2017", f"annotations/panoptic_{split}2017"),
+        }
+        for name, folders in places.items():
+            for folder in folders:
+                (root / name / folder).mkdir(parents=True)
+            segments = []
+            for i in range(6):
+                (root / name / folders[0] / f"{i}.jpg").write_bytes(picture(rng, (48, 64)))
+                ids = np.zeros((48, 64), np.uint8)
+                ids[10:40, 4 * i : 4 * i + 30] = 1 + i % 2
+                pixels = np.stack([ids, 0 * ids, 0 * ids], axis=-1) if name == "coco" else ids
+                Image.fromarray(pixels).save(root / name / folders[1] / f"{i}.png")
+                found = {"id": 1 + i % 2, "category_id": 3, "bbox": [4 * i, 10, 30, 30],
+                         "area": 900, "iscrowd": 0}  # fmt: skip
+                segments.append({"image_id": i, "file_name": f"{i}.png", "segments_info": [found]})
+        content = {
+            "images": [
+                {"id": i, "file_name": f"{i}.jpg", "width": 64, "height": 48} for i in range(6)
+            ],
+            "categories": [
+                {"id": 3, "name": "cat", "isthing": 1}, {"id": 4, "name": "sky", "isthing": 0}
+            ],
+            "annotations": segments,
+        }  # fmt: skip
+        (root / f"coco/annotations/panoptic_{split}2017.json").write_text(json.dumps(content))
+    (root / "own/classes.txt").write_text("sky\nroad\ntree\n")
+    (root / "ade/classes.txt").write_text("wall\ntree\n")
+    return root
+
+
+def segmenter(name, masks, monkeypatch):
+    """The argument that points a segmenter's config to data made here."""
+    from vitlab.data import digit_scenes
+
+    monkeypatch.setattr(digit_scenes, "_SCENES", {"train": 12, "test": 6})
+    monkeypatch.setenv("TFDS_DATA_DIR", str(masks / "tfds"))
+    argument = {
+        "segmenter_digit_scenes": "epochs=1",
+        "eomt_digit_scenes": "epochs=1",
+        "segmenter_vit_s16_ade20k": f"path={masks / 'ade'},size=32",
+        "segmenter_camvid": f"path={masks / 'camvid'},height=48",
+        "unet_camvid": f"path={masks / 'camvid'},height=48",
+        "segmenter_own_data": f"source=masks:{masks / 'own'},size=32",
+        "eomt_vit_s16_coco_panoptic": f"path={masks / 'coco'},size=64",
+    }[name]
+    return f"{ROOT / 'configs' / name}.py:{argument}"
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_config_runs_and_resumes(name, data, tmp_path, monkeypatch, capsys, request):
     monkeypatch.setenv("TFDS_DATA_DIR", str(data / "tfds")) if "imagenet" in name else None
@@ -269,6 +337,8 @@ def test_config_runs_and_resumes(name, data, tmp_path, monkeypatch, capsys, requ
     spec, more = f"{ROOT / 'configs' / name}.py{''.join(places)}", {}
     if name.startswith("detr_"):
         spec, more = detector(name, request.getfixturevalue("boxes"), monkeypatch)
+    if name.startswith(("segmenter_", "unet_", "eomt_")):
+        spec = segmenter(name, request.getfixturevalue("masks"), monkeypatch)
     overrides = {
         **OVERRIDES[name], **more, "batch_size": 4, "total_steps": 2, "schedule.warmup_steps": 1,
         "checkpoint.every_steps": 1, "checkpoint.keep": 2,

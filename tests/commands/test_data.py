@@ -111,6 +111,109 @@ def test_check_of_bccd(capsys):
     assert "BloodImage_00338.jpg: a box of 'RBC' has no area" in capsys.readouterr().out
 
 
+def test_check_counts_objects_without_a_mask(cats, capsys):
+    folder, content = cats
+    content["annotations"][1]["segmentation"] = [[0, 0, 9, 0, 9, 9]]
+    code, lines = check(folder, content, capsys)
+    assert code == 0
+    assert "without a mask 2" in lines
+
+
+@pytest.fixture
+def masks(tmp_path):
+    """A folder of two images with masks."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "classes.txt").write_text("cat\nsky\n[dog]")
+    for name, ids in (("a", [[0, 0, 1, 255]]), ("b", [[1, 1, 1, 1]])):
+        Image.new("RGB", (4, 1)).save(tmp_path / "images" / f"{name}.jpg")
+        Image.fromarray(np.array(ids, np.uint8)).save(tmp_path / "masks" / f"{name}.png")
+    return tmp_path
+
+
+def test_check_counts_pixels(masks, capsys):
+    assert vitlab(["data", "check", f"masks:{masks}"]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines == [
+        "images 2",
+        "image sizes 4 x 1",
+        "of each class images, part of all pixels",
+        "cat 1 25.00%",
+        "sky 2 62.50%",
+        "[dog] 0 0.00%",
+        "(void) 1 12.50%",
+        "",
+        "nothing is broken",
+    ]
+
+
+def test_check_lists_broken_masks(masks, capsys):
+    (masks / "masks" / "a.png").write_bytes(b"no mask")
+    Image.new("L", (4, 2), 1).save(masks / "masks" / "b.png")
+    Image.new("RGB", (4, 1)).save(masks / "images" / "c.jpg")
+    Image.new("L", (4, 1), 7).save(masks / "masks" / "c.png")
+    assert vitlab(["data", "check", f"masks:{masks}"]) == 1
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    at = lines.index("masks that cannot be used: 3")
+    found = sorted(line.removeprefix(f"{masks}/masks/") for line in lines[at + 1 : at + 4])
+    assert found == [
+        "a.png: the image (7 bytes) is not a PNG",
+        f"b.png: is 4 x 2 but its image {masks}/images/b.jpg is 4 x 1",
+        "c.png: has ids that are of no class and not void: 7 (4 pixels)",
+    ]
+
+
+@pytest.fixture
+def rooms(tmp_path):
+    """A panoptic json of one image with a cat on a rug; a part of it is void."""
+    infos = [
+        {"id": 5, "category_id": 1, "bbox": [0, 0, 1, 1], "area": 1, "iscrowd": 0},
+        {"id": 9, "category_id": 2},
+    ]
+    content = {
+        "images": [{"id": 1, "file_name": "a.jpg", "width": 4, "height": 1}],
+        "categories": [
+            {"id": 1, "name": "cat", "isthing": 1},
+            {"id": 2, "name": "rug", "isthing": 0},
+        ],
+        "annotations": [{"image_id": 1, "file_name": "a.png", "segments_info": infos}],
+    }
+    (tmp_path / "rooms.json").write_text(json.dumps(content))
+    (tmp_path / "rooms").mkdir()
+    Image.new("RGB", (4, 1)).save(tmp_path / "a.jpg")
+    colors = np.array([[[5, 0, 0], [9, 0, 0], [9, 0, 0], [0, 0, 0]]], np.uint8)
+    Image.fromarray(colors).save(tmp_path / "rooms" / "a.png")
+    return tmp_path
+
+
+def test_check_of_panoptic_segments(rooms, capsys):
+    spec = f"panoptic:{rooms}/rooms.json"
+    assert vitlab(["data", "check", spec]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert {"boxes 1", "cat 1 25.00%", "rug 1 50.00%", "(void) 1 25.00%"} <= set(lines)
+    Image.new("RGB", (4, 1), (9, 0, 0)).save(rooms / "rooms" / "a.png")
+    assert vitlab(["data", "check", spec]) == 1
+    out = capsys.readouterr().out
+    assert "masks that cannot be used: 1" in out
+    assert f"{rooms}/rooms/a.png: has no pixel of the segment 5 of the json" in out
+
+
+@pytest.mark.parametrize("source", ["masks:{}", "panoptic:{}/rooms.json"])
+def test_preview_draws_segments(masks, rooms, source):
+    command = ["data", "preview", source.format(masks), "--out", str(masks / "out"), "--count=1"]
+    assert vitlab(command) == 0
+    first = np.asarray(Image.open(masks / "out" / "0000.png"))
+    assert first.shape[0] == 320
+    assert first.shape[1] > 1280
+    assert vitlab([*command, "--draw", "segments"]) == 0
+    np.testing.assert_array_equal(np.asarray(Image.open(masks / "out" / "0000.png")), first)
+    # Things of panoptic segments are objects too.
+    code = vitlab([*command, "--draw", "objects"])
+    assert code == (2 if source.startswith("masks") else 0)
+    if code == 0:
+        assert Image.open(masks / "out" / "0000.png").size == (1280, 320)
+
+
 def test_preview_draws_an_image_each(cats, capsys):
     folder, content = cats
     (folder / "train.json").write_text(json.dumps(content))
@@ -138,6 +241,8 @@ def test_preview_draws_an_image_each(cats, capsys):
         (["preview", "images:.", "--count", "0"], "--count is '0' but must be a number from 1 on"),
         (["preview", "images:."], "vitlab data preview needs --out DIR"),
         (["preview", "images:.", "--out", "x"], "has no objects to draw: the source is of whole"),
+        (["preview", "images:.", "--out", "x", "--draw", "a"], "--draw is 'a' but must be objects"),
+        (["preview", "images:.", "--out=x", "--draw=segments"], "has no segments to draw: the"),
     ],
 )
 def test_wrong_command_lines(arguments, message, capsys, tmp_path, monkeypatch):

@@ -1,9 +1,13 @@
+import dataclasses
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from vitlab.data.annotations import Annotation
 from vitlab.data.pipeline import example_rng
 from vitlab.data.preprocess import Preprocess
+from vitlab.data.segments import Segments
 from vitlab.errors import InputError
 
 HEIGHT, WIDTH = 40, 60
@@ -156,3 +160,253 @@ def test_an_image_of_another_size_than_annotated_is_refused():
     example = {"image": np.zeros((9, 8, 3), np.uint8), "objects": annotation([])}
     with pytest.raises(InputError, match="has 8 x 9 pixels but its annotation says 60 x 40"):
         run("pad_boxes(1)", example)
+
+
+def cells(labels=(4, 0, 2, 3, 1, 5), void=0, crowd=()):
+    """An image of cells, whose grey levels say to which segment a pixel belongs: 20 for the first,
+    40 for the second and so on, 0 for void."""
+    rng = np.random.default_rng(len(labels))
+    points = rng.uniform(0, [HEIGHT, WIDTH], (len(labels) + void, 2))
+    pixels = np.stack(np.mgrid[:HEIGHT, :WIDTH], axis=-1) + 0.5
+    places = np.linalg.norm(pixels[:, :, None] - points, axis=-1).argmin(axis=-1)
+    places[places >= len(labels)] = -1
+    segments = Segments(
+        places.astype(np.int32),
+        np.array(labels, np.int32),
+        np.isin(np.arange(len(labels)), crowd),
+    )
+    image = np.repeat(levels(places)[..., None], 3, axis=2)
+    return {"image": image, "segments": lambda: segments}
+
+
+def levels(places):
+    return (20 * (places + 1)).astype(np.uint8)
+
+
+def inner(places, margin):
+    """The pixels that lie so far from the border of their segment, and of the image."""
+    same = np.zeros(places.shape, bool)
+    same[margin:-margin, margin:-margin] = True
+    height, width = places.shape
+    for y in range(-margin, margin + 1):
+        for x in range(-margin, margin + 1):
+            rows = slice(max(0, y), height + min(0, y)), slice(max(0, -y), height + min(0, -y))
+            columns = slice(max(0, x), width + min(0, x)), slice(max(0, -x), width + min(0, -x))
+            same[rows[0], columns[0]] &= places[rows[0], columns[0]] == places[rows[1], columns[1]]
+    return same
+
+
+MOVES = [
+    "resize((80,120){})",
+    "resize((23,90){})",
+    "resize(17{})",
+    "resize_small(31{})",
+    "flip_lr(1)|resize((80,60){})",
+    "letterbox(64{})|flip_lr",
+    "letterbox((90,50){})",
+    "scale_jitter(64,0.5,2.0{})|flip_lr",
+    "random_size_crop(20,50,(30,60),1{})|flip_lr",
+    "random_scale(40{})|flip_lr",
+    "random_scale(40,0.3,1.5{})|segment_crop((32,48))|flip_lr",
+    "segment_crop(64)",
+    "segment_crop(16,1)",
+    "random_size_crop(20,50,40,1{})|scale_jitter(64,0.8,1.6{})|flip_lr",
+]
+
+
+@pytest.mark.parametrize("ops", MOVES)
+@pytest.mark.parametrize("void", [0, 2])
+def test_segments_are_where_their_pixels_are(ops, void):
+    words = ',method="nearest"'
+    ops = ops.replace("{}", words)
+    for draw in range(8):
+        example = run(f"{ops}|pad_segments(9)", cells(void=void), draw)
+        kept = example["segment_mask"].sum()
+        assert np.unique(example["segments"][example["segments"] >= 0]).tolist() == [*range(kept)]
+        labels = np.append(example["segment_label"], -1)[example["segments"]]
+        # Labels are named in another order than places.
+        place = np.array([1, 4, 2, 3, 0, 5, -1])[labels]
+        np.testing.assert_array_equal(example["image"][..., 1], levels(place))
+
+
+@pytest.mark.parametrize("ops", MOVES)
+@pytest.mark.parametrize("method", ["bilinear", "area"])
+def test_segments_are_where_their_pixels_are_when_those_are_interpolated(ops, method):
+    seen = 0
+    words = f',method="{method}"'
+    ops = ops.replace("{}", words)
+    for draw in range(4):
+        example = run(f"{ops}|semantic", cells((0, 1, 2, 3)), draw)
+        labels, content = example["semantic"], example.get("content", example["image"].shape)
+        assert (labels[content[0] :] == -1).all()
+        assert (labels[:, content[1] :] == -1).all()
+        far = inner(labels[: content[0], : content[1]], margin=3)
+        seen += far.sum()
+        image = example["image"][: content[0], : content[1], 0]
+        expected = levels(labels[: content[0], : content[1]])
+        np.testing.assert_array_equal(image[far], expected[far])
+    assert seen > 50
+
+
+@pytest.mark.parametrize("size", [(40, 60), (80, 120), (20, 30), (13, 100), (97, 31), (1, 1)])
+def test_maps_are_sampled_at_the_centres_of_pixels_as_pillow_does(size):
+    example = cells()
+    places = run(f"resize({size})|pad_segments(6)", example)
+    labels = np.append(places["segment_label"], -1)[places["segments"]]
+    original = Image.fromarray(example["segments"]().semantic().astype(np.uint8))
+    expected = original.resize(size[::-1], Image.Resampling.NEAREST)
+    # Pillow rounds the places of pixels that lie on a border.
+    assert (labels == np.asarray(expected)).mean() > 0.97
+
+
+def test_boxes_and_segments_move_together():
+    boxes = [(10, 8, 30, 26), (35, 5, 52, 38)]
+    objects = annotation(boxes)
+    places = np.full((HEIGHT, WIDTH), 2, np.int32)
+    for i, (x0, y0, x1, y1) in enumerate(boxes):
+        places[y0:y1, x0:x1] = i
+    segments = Segments(places, np.array([0, 1, 7], np.int32), np.zeros(3, bool))
+    image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    example = {"image": image, "objects": objects, "segments": lambda: segments}
+    ops = "random_size_crop(40,50,60,p=1)|scale_jitter(64,0.5,1.6)|flip_lr"
+    for draw in range(20):
+        found = run(f"{ops}|pad_boxes(2)|semantic|pad_segments(3)", example, draw)
+        assert found["affine"].dtype == np.float32
+        assert found["content"].dtype == np.int32
+        for box, label in zip(found["boxes"], found["box_label"], strict=True):
+            if (box[2:] - box[:2] < 2).any():
+                continue
+            here = found["semantic"] == label
+            # The map is rounded to whole pixels twice, and then enlarged by up to 2.6.
+            np.testing.assert_allclose(box, bounds(here[..., None] * 255), atol=1.8)
+            (place,) = np.unique(found["segments"][here])
+            assert found["segment_label"][place] == label
+
+
+def test_random_scale_keeps_the_aspect_ratio():
+    sizes = [run("random_scale(80,0.5,2)", cells(), draw)["image"].shape for draw in range(50)]
+    shorter = np.array([height for height, _, _ in sizes])
+    assert 40 <= shorter.min() < 55
+    assert 145 < shorter.max() <= 160
+    assert all(abs(width - 1.5 * height) <= 1 for height, width, _ in sizes)
+
+
+def test_a_piece_of_more_than_one_class_is_sought():
+    # The right fifth of the image is of another class.
+    places = np.zeros((HEIGHT, WIDTH), np.int32)
+    places[:, 48:] = 1
+    segments = Segments(places, np.array([3, 5], np.int32), np.zeros(2, bool))
+    example = {"image": np.zeros((HEIGHT, WIDTH, 3), np.uint8), "segments": lambda: segments}
+
+    def mixed(most):
+        pieces = [run(f"segment_crop(16,{most})|semantic", example, d) for d in range(100)]
+        assert all(piece["image"].shape == (16, 16, 3) for piece in pieces)
+        shares = np.array([(piece["semantic"] == 3).mean() for piece in pieces])
+        return (np.maximum(shares, 1 - shares) < 0.75).mean()
+
+    # 7 of 45 columns are good; of eleven draws one is then found with 1 - (38 / 45) ** 11 = 0.84.
+    assert mixed(1) == pytest.approx(7 / 45, abs=0.12)
+    assert mixed(0.75) == pytest.approx(0.84, abs=0.12)
+
+
+def test_void_and_crowds_do_not_count_for_the_greatest_class():
+    places = np.full((HEIGHT, WIDTH), -1, np.int32)
+    places[:, :20], places[:10, :20], places[:, 40:] = 0, 1, 2
+    segments = Segments(places, np.array([3, 5, 6], np.int32), np.array([False, False, True]))
+    example = {"image": np.zeros((HEIGHT, WIDTH, 3), np.uint8), "segments": lambda: segments}
+    for draw in range(30):
+        found = run("segment_crop((40,30),0.76)|semantic", example, draw)["semantic"]
+        shares = np.bincount(found[found >= 0], minlength=6)
+        assert shares[3] == 3 * shares[5]
+
+
+def test_a_crop_without_segments_is_the_first():
+    example = cells()
+    for draw in range(5):
+        first = run("segment_crop(16,1)|semantic", example, draw)
+        alone = run("segment_crop(16)", {"image": example["image"]}, draw)
+        np.testing.assert_array_equal(alone["image"], first["image"])
+        assert alone.keys() == {"image"}
+
+
+def test_crowds_are_void_and_segments_without_a_pixel_are_left_out():
+    example = cells(void=1, crowd=(1,))
+    whole = run("pad_segments(8)", example)
+    assert whole["segment_label"].tolist() == [4, 2, 3, 1, 5, 0, 0, 0]
+    assert whole["segment_label"].dtype == np.int32
+    assert whole["segment_mask"].tolist() == [True] * 5 + [False] * 3
+    assert whole["segments"].dtype == np.int16
+    segments = example["segments"]()
+    void = (segments.map == -1) | (segments.map == 1)
+    np.testing.assert_array_equal(whole["segments"] == -1, void)
+    assert "content" not in whole
+    assert whole["affine"].tolist() == [1, 1, 0, 0]
+    labels = run("semantic", example)["semantic"]
+    assert labels.dtype == np.int16
+    np.testing.assert_array_equal(labels == -1, void)
+    # Six segments, but no more than two in a piece.
+    piece = run("segment_crop(4,1)|pad_segments(2)", cells(), draw=3)
+    assert piece["segment_mask"].any()
+
+
+def test_more_segments_than_places_are_refused():
+    with pytest.raises(
+        InputError, match=r"^pad_segments\(5\): the image has 6 segments: make room"
+    ):
+        run("pad_segments(5)", cells())
+    assert run("pad_segments(5)", cells(crowd=(2,)))["segment_mask"].all()
+
+
+def test_evaluation_does_not_look_at_segments():
+    def never():
+        raise AssertionError
+
+    preprocess = Preprocess.parse("letterbox(64)|semantic|pad_segments(1)|value_range(0,1)")
+    preprocess = dataclasses.replace(preprocess, evaluation=True)
+    found = preprocess({**cells(), "segments": never}, example_rng(0, 0, 0))
+    assert found.keys() == {"image", "affine", "content"}
+    assert found["content"].tolist() == [43, 64]
+    assert (found["affine"].dtype, found["content"].dtype) == (np.float32, np.int32)
+    np.testing.assert_allclose(found["affine"], [64 / 60, 43 / 40, 0, 0])
+    assert run("letterbox(64)", {**cells(), "segments": never}).keys() == {"image"}
+
+
+def test_a_source_without_segments_is_refused():
+    for ops in ("semantic", "pad_segments(3)"):
+        name = ops.partition("(")[0]
+        with pytest.raises(InputError, match=f"^{name}: the source has no segments$"):
+            run(ops, scene(BOXES))
+
+
+def test_segments_of_another_size_than_the_image_are_refused():
+    example = {**cells(), "image": np.zeros((9, 8, 3), np.uint8)}
+    with pytest.raises(InputError, match="image has 8 x 9 pixels but its segments have 60 x 40"):
+        run("semantic", example)
+
+
+@pytest.mark.parametrize(
+    ("ops", "fault"),
+    [
+        ("rotate(9)|semantic", "column 1: rotate cannot move segments: beside semantic use "),
+        ("semantic|flip_lr", "column 10: flip_lr cannot come after semantic"),
+        ("pad_segments(3)|semantic", "column 17: semantic cannot come after pad_segments"),
+        ("semantic|semantic", "column 10: semantic cannot come after semantic"),
+        ("semantic|onehot(3)", "column 10: onehot cannot move segments"),
+        ("segment_crop(9)|resize(5)|semantic", "column 17: resize cannot come after segment_crop"),
+        ("segment_crop(9)|letterbox(5)", "column 17: letterbox cannot come after segment_crop"),
+        ("random_scale(9,2,1)", "column 1: random_scale: needs low <= high, not 2 and 1"),
+        ("segment_crop(9,0)", "most must be a number from 0.01 to 1"),
+        ("pad_segments(0)", "max_segments must be a whole number from 1 to"),
+    ],
+)
+def test_a_string_that_would_misplace_segments_is_refused(ops, fault):
+    with pytest.raises(InputError, match=fault):
+        Preprocess.parse(f"{ops}|value_range(0,1)")
+
+
+def test_what_a_string_is_for():
+    wanted = {"pad_boxes(3)": (True, False), "semantic": (False, True), "flip_lr": (False, False)}
+    wanted["pad_boxes(3)|pad_segments(3)"] = (True, True)
+    for ops, (boxes, segments) in wanted.items():
+        preprocess = Preprocess.parse(f"{ops}|value_range(0,1)")
+        assert (preprocess.boxes, preprocess.segments) == (boxes, segments)

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from vitlab.data.preprocess import Preprocess
+from vitlab.data.resize import resize_small
 from vitlab.errors import InputError
 
 
@@ -271,3 +272,22 @@ def test_hostile_strings_are_refused_too(text):
         Preprocess.parse(text + "|value_range(0,1)")
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 300
+
+
+def test_the_strings_of_segmentation_are_read_and_written():
+    text = "decode|random_scale(512,0.5,1.5)|segment_crop((512,640),0.9)|flip_lr|pad_boxes(9)"
+    text += "|semantic|pad_segments(100)|value_range(-1,1)"
+    pp = Preprocess.parse(text)
+    assert str(pp) == text.replace("random_scale(512,0.5,1.5)", "random_scale(512,high=1.5)")
+    assert Preprocess.parse(str(pp)) == pp
+    assert pickle.loads(pickle.dumps(pp)) == pp
+    assert pp.segments
+    assert not Preprocess.parse("decode|flip_lr|value_range(-1,1)").segments
+
+
+def test_resize_small_is_that_of_the_image_alone():
+    image = np.random.default_rng(0).integers(0, 256, (33, 47, 3), dtype=np.uint8)
+    for arguments in ((20,), (20, "bilinear", True), (50, "bicubic")):
+        words = ",".join(f'"{a}"' if isinstance(a, str) else str(a) for a in arguments)
+        found = run(f"resize_small({words})|value_range(0,1)", image)["image"]
+        np.testing.assert_array_equal(found, resize_small(image, *arguments))

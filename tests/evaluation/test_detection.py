@@ -1,6 +1,7 @@
 import json
 import pathlib
 import types
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ from vitlab.errors import InputError
 from vitlab.evaluation import detection
 from vitlab.evaluation.boxes import box_iou, match
 from vitlab.evaluation.detection import Detections
+from vitlab.evaluation.masks import encode_masks, mask_area, mask_boxes
 
-FIXTURE = pathlib.Path(__file__).parent.parent / "fixtures" / "detection_metrics.npz"
+FIXTURES = pathlib.Path(__file__).parent.parent / "fixtures"
 
 
 def image(*objects, image_id=0, crowd=(), difficult=()):
@@ -42,7 +44,7 @@ def coco(truth, found, classes=2):
 @pytest.fixture(scope="module")
 def problem():
     """The drawn problem, by image, and what pycocotools says of it."""
-    with np.load(FIXTURE) as arrays:
+    with np.load(FIXTURES / "detection_metrics.npz") as arrays:
         arrays = dict(arrays)
 
     def of(kind, number):
@@ -371,3 +373,176 @@ def test_truth_that_does_not_fit_is_refused():
     check([image((1, 0, 0, 9, 9))], r"truth of image 0: labels must be in \[0, 1\)")
     check([types.SimpleNamespace(**vars(TRUTH) | {"crowd": np.zeros(2, bool)})], r"crowd \(2,\)")
     check([TRUTH], "metric 'voc' must be", metric="voc")
+
+
+class Runs(NamedTuple):
+    """A mask as run lengths."""
+
+    size: tuple[int, int]
+    counts: tuple[int, ...]
+
+
+def masks_from_coco(stored):
+    """Truth and detections of COCO's json."""
+    data, results = json.loads(str(stored["truth"])), json.loads(str(stored["results"]))
+    labels = {category["id"]: label for label, category in enumerate(data["categories"])}
+
+    def segmentation(found):
+        if isinstance(found, dict):
+            return Runs(tuple(found["size"]), tuple(found["counts"]))
+        return tuple(np.array(polygon).reshape(-1, 2) for polygon in found)
+
+    truth, found = [], []
+    for row in data["images"]:
+        objects = [o for o in data["annotations"] if o["image_id"] == row["id"]]
+        boxes = np.array([o["bbox"] for o in objects], np.float64).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        truth.append(
+            types.SimpleNamespace(
+                image_id=row["id"],
+                width=row["width"],
+                height=row["height"],
+                boxes=boxes,
+                labels=np.array([labels[o["category_id"]] for o in objects], np.int32),
+                crowd=np.array([o["iscrowd"] for o in objects], bool),
+                difficult=np.zeros(len(objects), bool),
+                area=np.array([o["area"] for o in objects], np.float64),
+                segmentations=tuple(segmentation(o["segmentation"]) for o in objects),
+            )
+        )
+        rows = [r for r in results if r["image_id"] == row["id"]]
+        masks = [r["segmentation"] for r in rows]
+        found.append(
+            Detections(
+                mask_boxes(masks),
+                np.array([r["score"] for r in rows], np.float32),
+                np.array([labels[r["category_id"]] for r in rows], np.int32),
+                masks,
+            )
+        )
+    return truth, found, data, results
+
+
+@pytest.fixture(scope="module")
+def masks_problem():
+    """A drawn problem of masks, and what pycocotools says of it."""
+    with np.load(FIXTURES / "segmentation_metrics.npz") as arrays:
+        stored = {
+            key.removeprefix("masks/"): arrays[key] for key in arrays if key.startswith("masks")
+        }
+    return *masks_from_coco(stored), stored
+
+
+def test_cocos_numbers_of_masks_are_pycocotools(masks_problem):
+    """With polygons of several parts, crowds as run lengths, images without objects or detections,
+    odd ids, equal scores, and a mask without a pixel."""
+    truth, found, _, _, stored = masks_problem
+    outlines = [s for t in truth for s in t.segmentations]
+    assert {Runs, tuple} == {type(s) for s in outlines}
+    assert max(len(s) for s in outlines if type(s) is tuple) > 1
+    assert min(mask_area(f.masks).min(initial=1) for f in found) == 0
+    assert min(len(f) for f in found) == min(len(t.labels) for t in truth) == 0
+    assert (stored["stats"] > 0.2).all()
+    evaluation = detection.coco_evaluation(truth, found, list("abcd"), of="masks")
+    np.testing.assert_allclose(evaluation.stats, stored["stats"], rtol=0, atol=1e-6)
+    expected = dict(zip("abcd", stored["per_class"], strict=True))
+    assert expected.pop("d") == -1
+    assert detection.per_class_ap(evaluation) == pytest.approx(expected, abs=1e-6)
+    of_boxes = detection.coco_evaluation(truth, found, list("abcd"))
+    assert not np.allclose(of_boxes.stats, evaluation.stats, atol=1e-3)
+    without = [Detections(f.boxes, f.scores, f.labels) for f in found]
+    np.testing.assert_array_equal(
+        detection.coco_evaluation(truth, without, list("abcd")).stats, of_boxes.stats
+    )
+
+
+def test_coco_results_have_the_masks(masks_problem):
+    truth, found, data, results, _ = masks_problem
+    ids = [category["id"] for category in data["categories"]]
+    rows = detection.coco_results(found, [t.image_id for t in truth], ids)
+    assert json.loads(json.dumps(rows)) == rows
+    assert len(rows) == len(results)
+    for row in results:
+        assert any(
+            row["segmentation"] == r["segmentation"] and row["image_id"] == r["image_id"]
+            for r in rows
+        )
+
+
+def with_mask(mask, image_id=0, **fields):
+    """The truth of one object, as run lengths."""
+    mask = np.array(mask, bool)
+    runs = mask.T.ravel()
+    ends = np.flatnonzero(np.diff(runs, prepend=False))
+    counts = np.diff([0, *ends, runs.size]).tolist()
+    truth = vars(image((0, 0, 0, 1, 1), image_id=image_id))
+    truth |= dict(height=mask.shape[0], width=mask.shape[1], area=np.array([mask.sum()], float))
+    truth["segmentations"] = (Runs(mask.shape, tuple(counts)),)
+    return types.SimpleNamespace(**truth | fields)
+
+
+def masked(*masks):
+    encoded = encode_masks(np.array(masks, bool))
+    scores, labels = np.linspace(0.9, 0.5, len(masks)), np.zeros(len(masks), int)
+    return Detections(mask_boxes(encoded), scores, labels, encoded)
+
+
+def test_a_hand_worked_mask():
+    """3 of 4 pixels: IoU 0.75, at least 0.5, 0.55, ..., 0.75; the box around it is the same."""
+    square, corner = [[1, 1, 0], [1, 1, 0]], [[1, 1, 0], [1, 0, 0]]
+    truth = with_mask(square, boxes=np.array([[0.0, 0, 2, 2]]))
+    found = masked(corner)
+    evaluation = detection.coco_evaluation([truth], [found], ["a"], of="masks")
+    assert detection.coco_metrics(evaluation)["AP"] == pytest.approx(0.6)
+    of_boxes = detection.coco_evaluation([truth], [found], ["a"])
+    assert detection.coco_metrics(of_boxes)["AP"] == pytest.approx(1)
+    # The same as a polygon.
+    polygon = np.array([[0, 0], [2, 0], [2, 2], [0, 2]], np.float64)
+    truth.segmentations = ((polygon,),)
+    evaluation = detection.coco_evaluation([truth], [found], ["a"], of="masks")
+    assert detection.coco_metrics(evaluation)["AP"] == pytest.approx(0.6)
+
+
+def test_without_detections_ap_of_masks_is_0():
+    truth = with_mask([[1, 0], [0, 0]])
+    evaluation = detection.coco_evaluation([truth], [seen()], ["a"], of="masks")
+    assert detection.coco_metrics(evaluation)["AP"] == 0
+
+
+def test_encoded_masks_have_the_area_and_the_box_of_their_pixels():
+    masks = np.zeros((3, 40, 50), bool)
+    masks[0, 5:7, 30] = True
+    masks[1] = True
+    masks[1, 0] = masks[1, :, :2] = False
+    encoded = encode_masks(masks)
+    assert json.loads(json.dumps(encoded)) == encoded
+    assert [mask["size"] for mask in encoded] == [[40, 50]] * 3
+    assert mask_area(encoded).tolist() == [2, 39 * 48, 0]
+    assert mask_boxes(encoded).tolist() == [[30, 5, 31, 7], [2, 1, 50, 40], [0, 0, 0, 0]]
+    assert encode_masks(masks[:0]) == []
+    assert (mask_area([]).shape, mask_boxes([]).shape) == ((0,), (0, 4))
+
+
+def test_masks_that_have_no_metric_are_refused():
+    square, other = [[1, 1, 0], [1, 1, 0]], [[1, 1], [1, 1]]
+    truth = with_mask(square, image_id=42)
+
+    def check(truth, found, message):
+        with pytest.raises(InputError, match=message):
+            detection.coco_evaluation([truth], [found], ["a"], of="masks")
+
+    bare = types.SimpleNamespace(**vars(truth) | {"segmentations": (None,)})
+    check(bare, masked(square), "truth of image 42: 0 of 1 objects have a mask")
+    bare.segmentations = ((),)
+    check(bare, masked(square), "truth of image 42: 0 of 1 objects have a mask")
+    check(truth, seen((0, 0.9, 0, 0, 2, 2)), "detections in image 42: 0 of 1 have a mask")
+    check(truth, masked(other), "image 42: a mask of 2 x 2 must be 2 x 3")
+    found = masked(square, square)
+    found = Detections(found.boxes, found.scores, found.labels, found.masks[:1])
+    with pytest.raises(InputError, match="image 42: 1 masks must be as many as the 2 boxes"):
+        detection.coco_results([found], [42], [1])
+    with pytest.raises(InputError, match="of 'segm' must be 'boxes' or 'masks'"):
+        detection.coco_evaluation([truth], [masked(square)], ["a"], of="segm")
+    for masks in (np.zeros((4, 5), bool), np.zeros((1, 4, 5))):
+        with pytest.raises(InputError, match=r"must be bool\[n, height, width\]"):
+            encode_masks(masks)

@@ -171,7 +171,12 @@ def test_class_bars_of_a_thousand_classes_show_both_ends(drawn, tmp_path):
     assert (len(names), names[0], names[-1]) == (80, "class 999", "class 0")
     assert "the 40 highest and lowest" in axes.get_title("left")
     pictures.class_bars({}, tmp_path / "bars.png")
-    assert drawn[1].texts[0].get_text() == "no class has an object"
+    assert drawn[1].texts[0].get_text() == "AP of 0 classes"
+
+
+def test_class_bars_name_their_metric(drawn, tmp_path):
+    pictures.class_bars({"a": 0.25}, tmp_path / "bars.png", what="IoU")
+    assert drawn[0].axes[0].get_title("left") == "IoU of 1 class, mean 0.250"
 
 
 def test_confusions_with_the_background_have_their_own_title(drawn, tmp_path):

@@ -1,5 +1,6 @@
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from vitlab.errors import InputError
+from vitlab.models.transformer import Attention, Block, Encoder, Mlp
 from vitlab.models.vit import ViT
 from vitlab.ops.positions import resize_position_embedding
 
@@ -75,6 +77,30 @@ def test_scan_stores_parameters_per_block(images):
     )
     assert plain == scanned
     assert set(scanned["params"]["encoder"]) == {"block_0", "block_1"}
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_blocks_in_parts_are_all_blocks(scan):
+    """With their random draws, stages and rates."""
+    attend, mlp = functools.partial(Attention, 2), functools.partial(Mlp, 16)
+    block = functools.partial(Block, attend, mlp, nn.LayerNorm)
+    encoder = Encoder(3, block, drop_path=0.5, scan=scan)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 5, 8)), jnp.float32)
+    variables, keys = drawn(encoder, x), jax.random.split(jax.random.key(0), 3)
+    mask = jnp.arange(5) < jnp.array([[5], [3], [1]])
+
+    @functools.partial(jax.jit, static_argnums=(1, 2))
+    def run(x, start=0, stop=None):
+        return encoder.apply(variables, x, None, mask, keys, start, stop)
+
+    whole, expected = run(x)
+    first, early = run(x, 0, 1)
+    last, late = run(first, 1, 3)
+    np.testing.assert_array_equal(encoder.apply(variables, first, start=1, stop=1)[0], first)
+    np.testing.assert_allclose(last, whole, atol=1e-5)
+    assert set(early) == {"block_0", "block_0/attention", "block_0/mlp"}
+    assert_close = functools.partial(np.testing.assert_allclose, atol=1e-5)
+    jax.tree.map(assert_close, early | late, expected)
 
 
 def test_drop_path_drops_whole_examples_at_rates_linear_in_depth():

@@ -19,7 +19,7 @@ import optax
 
 from vitlab.models.simclr import nt_xent
 from vitlab.tasks import simclr
-from vitlab.tasks.task import task_class
+from vitlab.tasks.task import TASKS, task_class
 from vitlab.training import layout, parallelism
 from vitlab.training.step import TrainState, make_train_step, normalizer
 
@@ -50,9 +50,20 @@ MODELS = {
                                     drop_path=0.3),
                       num_queries=5, width=32, num_heads=4, mlp_dim=32, decoder_layers=2,
                       dropout=0.1, denoising=1, query_groups=2),
+    "segmentation": dict(name="segmenter",
+                         backbone=dict(name="vit", width=32, depth=1, num_heads=4, patch_size=2,
+                                       drop_path=0.3),
+                         depth=1, num_heads=4, dropout=0.1, drop_path=0.2),
+    "universal_segmentation": dict(name="eomt",
+                                   backbone=dict(name="vit", width=32, depth=2, num_heads=4,
+                                                 patch_size=2, drop_path=0.3),
+                                   num_queries=5, num_blocks=2),
 }  # fmt: skip
 AUGMENT = {"classification": {"mixup": 0.5}, "simclr": {"blur_kernel": 0.4}}
-LOSS = {"detection": {"classification": "iou_aware"}}
+LOSS = {
+    "detection": {"classification": "iou_aware"},
+    "segmentation": {"dice": 0.5, "hard_pixels": 0.5, "class_weights": (1.0, 2.0, 0.5)},
+}
 BATCH, SIZE = 16, 8
 
 
@@ -68,6 +79,13 @@ def make_batch():
         "boxes": np.concatenate([low := rng.uniform(0, 4, (BATCH, 3, 2)), low + 3], axis=-1),
         "box_label": rng.integers(0, 3, (BATCH, 3), np.int32),
         "box_mask": np.arange(3) < rng.integers(0, 4, (BATCH, 1)),
+        # One image is void, others in part.
+        "semantic": np.where(
+            np.arange(BATCH)[:, None, None] == 2, -1, rng.integers(-1, 3, (BATCH, SIZE, SIZE))
+        ).astype(np.int16),
+        "segments": rng.integers(-1, 3, (BATCH, SIZE, SIZE), np.int16),
+        "segment_label": rng.integers(0, 3, (BATCH, 4), np.int32),
+        "segment_mask": np.arange(4) < rng.integers(0, 4, (BATCH, 1)),
     }
 
 
@@ -76,7 +94,7 @@ def train(model, way, dtype, steps, accumulate=1):
     config = parallelism.ParallelismConfig(mode, sizes)
     mesh = parallelism.make_mesh(config, BATCH)
     axis = parallelism.PMAP_AXIS if mode == "pmap" else None
-    name = model if model in ("mae", "simclr", "detection") else "classification"
+    name = model if model in TASKS else "classification"
     # On several devices in several blocks, on one in one.
     simclr.nt_xent = functools.partial(nt_xent, block=BATCH if way == "one" else 4)
     task = task_class(name).from_config(
@@ -84,7 +102,9 @@ def train(model, way, dtype, steps, accumulate=1):
     )
     optimizer = optax.adamw(1e-3)
     normalize = normalizer(np.full(3, 2 / 255, dtype), np.full(3, -1, dtype))
-    step = make_train_step(task, optimizer, normalize, 0, accumulate, ema_decay=0.9, axis_name=axis)
+    step = make_train_step(
+        task, optimizer, normalize, 0, accumulate, 0.9, axis_name=axis, total_steps=steps
+    )
 
     def fresh():
         variables = task.init(jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3), dtype))

@@ -34,6 +34,12 @@ def test_linear_and_constant_with_cooldown():
     np.testing.assert_allclose(lr[60:], np.linspace(PEAK, 0, 41), atol=1e-7)
 
 
+def test_poly_is_the_published_power_of_what_is_left():
+    lr = values(ScheduleConfig("poly", warmup=Duration(20, "steps")))
+    left = 1 - np.arange(81) / 80
+    np.testing.assert_allclose(lr[20:], PEAK * left**0.9, atol=1e-6)
+
+
 def test_rsqrt_halves_when_time_has_quadrupled():
     lr = values(ScheduleConfig("rsqrt", timescale=Duration(10, "steps")))
     assert lr[0] == pytest.approx(PEAK)
@@ -50,5 +56,7 @@ def test_stair_with_warmup_steps_down_at_fractions_of_the_whole():
 def test_what_does_not_fit_is_refused():
     with pytest.raises(InputError, match="80 steps of warm-up and 40 of cooldown do not fit"):
         values(ScheduleConfig(warmup=Duration(80, "steps"), cooldown=Duration(40, "steps")))
+    with pytest.raises(InputError, match="only poly has one"):
+        ScheduleConfig(power=0.5)
     with pytest.raises(InputError, match="stair needs fractions"):
         ScheduleConfig("stair")

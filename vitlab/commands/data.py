@@ -11,29 +11,36 @@ from etils import epath
 
 from vitlab.commands.arguments import parse
 from vitlab.config import nearest
-from vitlab.data.annotations import AnnotatedSource, Annotation, duplicates
+from vitlab.data.annotated import AnnotatedSource
+from vitlab.data.annotations import Annotation, duplicates
 from vitlab.data.decode import decode
-from vitlab.data.preview import draw_objects
+from vitlab.data.masks import MaskSource
+from vitlab.data.panoptic import PanopticSource
+from vitlab.data.preview import draw_objects, draw_segments
+from vitlab.data.segments import Segments
 from vitlab.data.sources import Source, open_source
 from vitlab.errors import InputError
 
 USAGE = """\
 usage: vitlab data check SOURCE [--split SPLIT]
-       vitlab data preview SOURCE --out DIR [--split SPLIT] [--count COUNT]
+       vitlab data preview SOURCE --out DIR [--split SPLIT] [--count COUNT] [--draw WHAT]
 
-  check      counts images, classes and boxes, decodes every image, and lists what is broken:
-             exit code 1 where something is
-  preview    draws the annotated objects of the first images, a PNG each
+  check      counts images, classes, boxes and pixels, decodes every image and mask, and lists
+             what is broken: exit code 1 where something is
+  preview    draws what is annotated in the first images, a PNG each
 
-  SOURCE     a source string, such as coco:instances.json, voc:PATH, yolo:data.yaml, folder:PATH
+  SOURCE     a source string, such as coco:instances.json, voc:PATH, yolo:data.yaml, masks:PATH,
+             panoptic:panoptic.json, folder:PATH
   --split    such as train (the default), val, train[:100]
   --out      the folder of the pictures
   --count    how many; default 16
+  --draw     objects, with their boxes (the default where an image's annotation is of them), or
+             segments, by which every pixel is annotated
 
   vitlab data check 'coco:annotations/instances_{split}2017.json?images={split}2017' --split val
   vitlab data preview voc:VOCdevkit/VOC2007 --out pictures"""
 
-_ACTIONS = {"check": ("split",), "preview": ("out", "split", "count")}
+_ACTIONS = {"check": ("split",), "preview": ("out", "split", "count", "draw")}
 _SHOWN = 20  # Broken things of one kind; the rest are counted.
 
 
@@ -60,7 +67,10 @@ def run(arguments: list[str]) -> int:
         raise InputError(f"argument --count is {count!r} but must be a number from 1 on")
     if "out" not in options:
         raise InputError("vitlab data preview needs --out DIR, the folder of the pictures")
-    preview(source, epath.Path(options["out"]).expanduser(), int(count))
+    draw = options.get("draw", "segments" if _of_masks(source) else "objects")
+    if draw not in ("objects", "segments"):
+        raise InputError(f"argument --draw is {draw!r} but must be objects or segments")
+    preview(source, epath.Path(options["out"]).expanduser(), int(count), draw)
     return 0
 
 
@@ -71,10 +81,14 @@ def check(source: Source) -> int:
     labels = [look.label for look in looks if look.label is not None]
     _show("images", len(looks))
     _show("image sizes", _sizes(looks))
+    pixels = [look.pixels for look in looks if look.pixels is not None]
     if annotations:
         labels = np.concatenate([each.labels for each in annotations]).tolist()
         _show_boxes(annotations)
-    if source.class_names:
+        _show_masks(source, annotations)
+    if pixels:
+        _show_pixels(source.segment_names, np.stack(pixels))
+    elif source.class_names:
         _show("of each class", "boxes" if annotations else "images")
         counts = Counter(labels)
         for label, name in enumerate(source.class_names):
@@ -84,6 +98,7 @@ def check(source: Source) -> int:
         "annotations that are odd": getattr(source, "notes", []),
         "images that cannot be read": [look.unreadable for look in looks if look.unreadable],
         "images of another size than annotated": [look.resized for look in looks if look.resized],
+        "masks that cannot be used": [look.unusable for look in looks if look.unusable],
         "boxes that occur more than once": repeated,
     }
     for what, lines in broken.items():
@@ -97,25 +112,41 @@ def check(source: Source) -> int:
     return 0
 
 
-def preview(source: Source, out: epath.Path, count: int) -> None:
-    """Draws the objects of the first `count` images into a folder, as 0000.png and so on.
+def preview(source: Source, out: epath.Path, count: int, draw: str) -> None:
+    """Draws the objects or segments of the first `count` images into a folder, as 0000.png and so
+    on.
 
     Raises:
-        InputError: the source has no objects, or an image cannot be read.
+        InputError: the source has none, or an image cannot be read.
     """
     for index in range(min(count, len(source))):
         example, where = source[index], source.describe(index)
-        if "objects" not in example:
-            raise InputError(f"{where}: has no objects to draw: the source is of whole images")
+        if draw not in example:
+            raise InputError(f"{where}: has no {draw} to draw: the source is of whole images")
         try:
             image = decode(example["image"])
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
+        if draw == "segments":
+            segments = source.segments(index)
+            if segments.map.shape != image.shape[:2]:
+                (height, width), (rows, columns) = image.shape[:2], segments.map.shape
+                raise InputError(
+                    f"{where}: is {width} x {height} but annotated as {columns} x {rows}"
+                )
+            picture = draw_segments(image, segments, source.segment_names)
+        else:
+            picture = draw_objects(image, source.annotation(index), source.class_names)
         out.mkdir(parents=True, exist_ok=True)
         path = out / f"{index:04}.png"
         with path.open("wb") as file:
-            draw_objects(image, example["objects"], source.class_names).save(file, "PNG")
+            picture.save(file, "PNG")
         print(f"{path}  {where}")
+
+
+def _of_masks(source: Source) -> bool:
+    """Whether every pixel is annotated."""
+    return isinstance(source, MaskSource | PanopticSource)
 
 
 class _Look(NamedTuple):
@@ -124,13 +155,15 @@ class _Look(NamedTuple):
     objects: Annotation | None
     label: int | None = None
     size: tuple[int, int] | None = None
+    pixels: np.ndarray | None = None  # i64[segment names + 1], of each, and of void
     unreadable: str = ""
     resized: str = ""
+    unusable: str = ""
 
 
 def _look(source: Source, index: int) -> _Look:
     # Known without the image, which may be missing.
-    objects = source.annotation(index) if isinstance(source, AnnotatedSource) else None
+    objects = source.objects(index) if isinstance(source, AnnotatedSource) else None
     try:
         example = source[index]
     except InputError as error:
@@ -146,7 +179,19 @@ def _look(source: Source, index: int) -> _Look:
         resized = (
             f"{where}: is {width} x {height} but annotated as {objects.width} x {objects.height}"
         )
-    return _Look(objects, label, (width, height), resized=resized)
+    pixels, unusable = None, ""
+    if _of_masks(source):
+        try:
+            pixels = _count_pixels(example["segments"](), len(source.segment_names))
+        except InputError as error:
+            unusable = str(error)
+    return _Look(objects, label, (width, height), pixels, "", resized, unusable)
+
+
+def _count_pixels(segments: Segments, num_names: int) -> np.ndarray:
+    """i64[num_names + 1], the last of void."""
+    labels = np.append(segments.labels, num_names)[segments.map]
+    return np.bincount(labels.ravel(), minlength=num_names + 1)
 
 
 def _look_at_all(source: Source) -> list[_Look]:
@@ -196,6 +241,23 @@ def _show_boxes(annotations: Sequence[Annotation]) -> None:
     _show("large, from 96 x 96 on", large)
     _show("crowd", crowd.sum())
     _show("difficult", difficult.sum())
+
+
+def _show_masks(source: Source, annotations: Sequence[Annotation]) -> None:
+    """How many objects lack a mask, where others have one."""
+    if not isinstance(source, AnnotatedSource) or isinstance(source, PanopticSource):
+        return
+    outlines = [o for i in range(len(source)) for o in source.annotation(i).segmentations]
+    lacking = sum(outline is None for outline in outlines)
+    if lacking < len(outlines):
+        _show("without a mask", lacking)
+
+
+def _show_pixels(names: Sequence[str], pixels: np.ndarray) -> None:
+    images, shares = (pixels > 0).sum(axis=0), pixels.sum(axis=0) / pixels.sum()
+    _show("of each class", "images, part of all pixels")
+    for name, count, share in zip([*names, "(void)"], images, shares, strict=True):
+        _show(f"  {name}", f"{count:<8} {share:.2%}")
 
 
 def _repeated(source: Source, index: int, objects: Annotation | None) -> list[str]:

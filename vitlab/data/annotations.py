@@ -6,17 +6,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vitlab.data.decode import image_size
-from vitlab.data.folders import place_in_order, read_file
-from vitlab.data.splits import resolve, split_names
-from vitlab.errors import InputError
-
 
 class RLE(NamedTuple):
     """A mask as COCO writes it: lengths of runs down the columns, the first of them of zeros."""
 
     size: tuple[int, int]  # height, width
     counts: tuple[int, ...]
+
+    @classmethod
+    def of(cls, mask: np.ndarray) -> "RLE":
+        """Of a mask bool[height, width]."""
+        columns = mask.T.ravel()
+        changes = np.flatnonzero(columns[1:] != columns[:-1]) + 1
+        counts = np.diff([0, *changes.tolist(), columns.size]).tolist()
+        return cls(mask.shape, tuple([0, *counts] if columns[:1].any() else counts))
 
     def mask(self) -> np.ndarray:
         """The mask as bool[height, width]."""
@@ -115,106 +118,6 @@ class Annotations:
     category_ids: tuple[int, ...]
     records: tuple[Record, ...]
     notes: tuple[str, ...] = ()
-
-
-class AnnotatedSource:
-    """Images with boxes: a `Source` whose examples have "objects", an `Annotation`, and no label.
-
-    The order of the examples is that of a hash of their names, as in `FolderSource`.
-
-    Args:
-        where: the source string, for errors.
-        split: e.g. "train[:90%]".
-        read: gives the annotations of a split by its name; an InputError where there is none.
-
-    Raises:
-        InputError: from `read`, or two splits have other classes, or an image's size is needed and
-            cannot be read.
-    """
-
-    def __init__(self, where: str, split: str, read):
-        found: dict[str, Annotations] = {}
-        for name in dict.fromkeys(split_names(split)):
-            found[name] = read(name)
-            if not found[name].records:
-                raise InputError(f"{where}: the split {name} holds no image")
-        first, *others = found.items()
-        for name, other in others:
-            if other.class_names != first[1].class_names:
-                raise InputError(
-                    f"{where}: the split {name} has the classes {', '.join(other.class_names)} "
-                    f"but {first[0]} has {', '.join(first[1].class_names)}"
-                )
-        self.class_names, self.category_ids = first[1].class_names, first[1].category_ids
-        self.notes = [note for each in found.values() for note in each.notes]
-        ordered = {
-            name: sorted(each.records, key=lambda record: place_in_order(record.name))
-            for name, each in found.items()
-        }
-        sizes = {name: len(records) for name, records in ordered.items()}
-        self.segments = resolve(split, sizes, where)
-        records = [r for name, start, stop in self.segments for r in ordered[name][start:stop]]
-        self._paths = [record.path for record in records]
-        labels = {name: label for label, name in enumerate(self.class_names)}
-        self._annotations, faults = [], []
-        for record in records:
-            try:
-                self._annotations.append(self._annotation(record, labels))
-            except InputError as error:  # all of them, not the first alone
-                faults.append(str(error))
-        if faults:
-            more = f", and {len(faults) - 1} more like it" if len(faults) > 1 else ""
-            raise InputError(f"{faults[0]}{more}: mend or remove what cannot be read")
-
-    def _annotation(self, record: Record, labels: dict[str, int]) -> Annotation:
-        size = record.size or image_size(read_file(record.path), record.path)
-        objects = record.objects
-        boxes = np.array([o.box for o in objects], np.float64).reshape(-1, 4)
-        width, height = size
-        clipped = np.clip(boxes, 0, [width, height, width, height])
-        for number in np.flatnonzero((np.abs(clipped - boxes) > 1).any(axis=1)):
-            box = ", ".join(f"{side:g}" for side in boxes[number])
-            self.notes.append(
-                f"{record.path}: box ({box}) of {objects[number].name!r} reaches outside of the "
-                f"{width} x {height} image and was clipped"
-            )
-        sides = clipped[:, 2:] - clipped[:, :2]
-        for number in np.flatnonzero((sides <= 0).any(axis=1)):
-            self.notes.append(
-                f"{record.path}: a box of {objects[number].name!r} has no area: training leaves it "
-                "out"
-            )
-        # Two negative sides, of corners in the wrong order, would multiply to an area.
-        areas = zip(objects, np.maximum(sides, 0).prod(axis=1), strict=True)
-        return Annotation(
-            image_id=record.image_id,
-            width=width,
-            height=height,
-            boxes=clipped,
-            labels=np.array([labels[o.name] for o in objects], np.int32),
-            crowd=np.array([o.crowd for o in objects], bool),
-            difficult=np.array([o.difficult for o in objects], bool),
-            area=np.array([a if o.area is None else o.area for o, a in areas], np.float64),
-            segmentations=tuple(o.segmentation for o in objects),
-        )
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Worker processes need no outlines, which would be most of what is sent to them.
-        bare = [dataclasses.replace(each, segmentations=()) for each in self._annotations]
-        return {**self.__dict__, "_annotations": bare}
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"image": read_file(self._paths[index]), "objects": self._annotations[index]}
-
-    def annotation(self, index: int) -> Annotation:
-        """What is known of example `index`, without its image."""
-        return self._annotations[index]
-
-    def describe(self, index: int) -> str:
-        return self._paths[index]
 
 
 def duplicates(values: Sequence[Any]) -> list[Any]:

@@ -3,14 +3,15 @@
 import json
 import math
 import os
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
+from vitlab.data.annotated import AnnotatedSource
 from vitlab.data.annotations import (
     RLE,
-    AnnotatedSource,
     Annotations,
     Object,
     Record,
@@ -41,88 +42,178 @@ def open_coco(place: str, options: dict[str, str], split: str, spec: str) -> Ann
     folder = options.get("images", os.path.dirname(place) or ".")
 
     def read(name: str) -> Annotations:
-        if "{split}" not in place and name != "train":
-            raise InputError(
-                f"{spec}: without {{split}} in the path of the json the only split is train: "
-                f"{name!r} does not exist"
-            )
-        path, images = (
-            os.fspath(epath.Path(text.replace("{split}", name)).expanduser())
-            for text in (place, folder)
-        )
-        return _Reader(path, images).read()
+        return _Reader(*paths_of_split((place, folder), name, spec)).read()
 
     return AnnotatedSource(spec, split, read)
 
 
-class _Reader:
-    """Reads one json, whose images lie below `folder`."""
+def paths_of_split(templates: Sequence[str], split: str, spec: str) -> list[str]:
+    """Paths with the name of the split in the place of "{split}".
 
-    def __init__(self, path: str, folder: str):
-        self._path, self._folder = path, folder
-        self._notes: list[str] = []
+    Args:
+        templates: the first is of the json.
+        split: its name.
+        spec: the source string, for errors.
+
+    Raises:
+        InputError: the json is of the split "train" alone, since it has no "{split}".
+    """
+    if "{split}" not in templates[0] and split != "train":
+        raise InputError(
+            f"{spec}: without {{split}} in the path of the json the only split is train: "
+            f"{split!r} does not exist"
+        )
+    return [
+        os.fspath(epath.Path(each.replace("{split}", split)).expanduser()) for each in templates
+    ]
+
+
+class CocoFile:
+    """One json of COCO's, whose images lie below `folder`; its checks name file, place and fault.
+
+    Args:
+        path: of the json.
+        folder: that the file names of images start from.
+        kind: "instances" or "panoptic", for errors.
+    """
+
+    def __init__(self, path: str, folder: str, kind: str):
+        self.path, self._folder, self._kind = path, folder, kind
+        self.notes: list[str] = []
         content = _parse(path)
-        self._images, self._categories, self._annotations = (
+        self.images, self.categories, self.annotations = (
             self._list(content, key) for key in ("images", "categories", "annotations")
         )
-
-    def read(self) -> Annotations:
         names = self._category_names()
-        image_ids = self._ids("images", self._images)
-        images = dict(zip(image_ids, enumerate(self._images), strict=True))
-        sizes = {each: self._size(image, f"images[{i}]") for each, (i, image) in images.items()}
-        objects = self._objects(names, sizes)
-        records = []
-        for image_id, (i, image) in images.items():
-            file_name = self._get(image, "file_name", str, f"images[{i}]")
-            path, found = os.path.join(self._folder, file_name), tuple(objects[image_id])
-            records.append(Record(path, file_name, image_id, sizes[image_id], found))
-        ids = tuple(sorted(names))
-        class_names = tuple(names[category_id] for category_id in ids)
-        return Annotations(class_names, ids, tuple(records), tuple(self._notes))
+        self.category_ids = tuple(sorted(names))
+        self.class_names = tuple(names[each] for each in self.category_ids)
+        self._labels = {each: label for label, each in enumerate(self.category_ids)}
+        ids = self.ids("images", self.images)
+        # By the id of each image: its size, or None where the file does not say.
+        self.sizes = {
+            each: self._size(image, f"images[{i}]")
+            for i, (each, image) in enumerate(zip(ids, self.images, strict=True))
+        }
 
-    def _objects(self, names: dict[int, str], sizes: dict) -> dict[int, list[Object]]:
-        """The objects of each image by its id."""
-        self._ids("annotations", self._annotations)
-        objects: dict[int, list[Object]] = {image_id: [] for image_id in sizes}
-        for i, entry in enumerate(self._annotations):
-            where = f"annotations[{i}]"
-            image_id = self._reference(entry, "image_id", sizes, where)
-            name = names[self._reference(entry, "category_id", names, where)]
-            objects[image_id].append(self._object(entry, name, sizes[image_id], where))
-        return objects
+    def all(self, objects: Mapping[int, Sequence[Object]]) -> Annotations:
+        """All images with their objects, which are given by the id of the image."""
+        records = []
+        for i, (image_id, image) in enumerate(zip(self.sizes, self.images, strict=True)):
+            file_name = self.get(image, "file_name", str, f"images[{i}]")
+            path, found = os.path.join(self._folder, file_name), tuple(objects[image_id])
+            records.append(Record(path, file_name, image_id, self.sizes[image_id], found))
+        return Annotations(self.class_names, self.category_ids, tuple(records), tuple(self.notes))
+
+    def category(self, entry: dict, where: str) -> int:
+        """The label of what an entry is of."""
+        return self._labels[self.reference(entry, "category_id", self._labels, where)]
+
+    def box(self, entry: dict, where: str) -> tuple[float, float, float, float]:
+        """The corners x0, y0, x1, y1 of an entry's "bbox"."""
+        box = _numbers(entry.get("bbox"))
+        if box is None or len(box) != 4:
+            raise self.wrong(f"{where}.bbox", "must be four finite numbers: x, y, width, height")
+        x, y, width, height = box.tolist()
+        return x, y, x + width, y + height
+
+    def crowd(self, entry: dict, where: str) -> bool:
+        crowd = entry.get("iscrowd") or 0
+        if crowd not in (0, 1):
+            raise self.wrong(f"{where}.iscrowd", f"is {crowd!r} but must be 0 or 1")
+        return crowd == 1
+
+    def area(self, entry: dict, where: str) -> float | None:
+        area = entry.get("area")
+        if area is not None and _numbers([area]) is None:
+            raise self.wrong(f"{where}.area", f"is {area!r} but must be a finite number")
+        return area
+
+    def ids(self, key: str, entries: list[dict]) -> list[int]:
+        """The ids of entries, each of another."""
+        ids = [self.get(entry, "id", int, f"{key}[{i}]") for i, entry in enumerate(entries)]
+        for each in duplicates(ids):
+            raise self.wrong(key, f"has the id {each} twice")
+        return ids
+
+    def reference(self, entry: dict, key: str, known: Container[int], where: str) -> int:
+        """The id of an image or a category that an entry names."""
+        found = self.get(entry, key, int, where)
+        if found not in known:
+            target = {"image_id": "images", "category_id": "categories"}[key]
+            raise self.wrong(f"{where}.{key}", f"is {found}, which is not among the {target}")
+        return found
+
+    def get(self, entry: dict, key: str, kind: type, where: str) -> Any:
+        """A value of an entry, of that kind."""
+        if key not in entry:
+            raise self.wrong(where, f"has no {key!r}")
+        # Not isinstance: true and false are ints to Python.
+        if type(entry[key]) is not kind:
+            word = {int: "a whole number", str: "text", list: "a list"}[kind]
+            raise self.wrong(f"{where}.{key}", f"is {entry[key]!r} but must be {word}")
+        return entry[key]
+
+    def wrong(self, where: str, what: str) -> InputError:
+        return InputError(f"{self.path}: {where} {what}")
+
+    def check_entries(self, found: list, where: str) -> None:
+        """That a list is of objects in braces."""
+        for i, entry in enumerate(found):
+            if not isinstance(entry, dict):
+                raise self.wrong(f"{where}[{i}]", "must be an object {...}")
+
+    def _list(self, content: Any, key: str) -> list[dict]:
+        found = content.get(key) if isinstance(content, dict) else None
+        if not isinstance(found, list):
+            raise InputError(
+                f"{self.path}: has no list {key!r}: COCO's {self._kind} json has images, "
+                "annotations and categories"
+            )
+        self.check_entries(found, key)
+        return found
 
     def _category_names(self) -> dict[int, str]:
-        ids = self._ids("categories", self._categories)
+        ids = self.ids("categories", self.categories)
         names = [
-            self._get(entry, "name", str, f"categories[{i}]")
-            for i, entry in enumerate(self._categories)
+            self.get(entry, "name", str, f"categories[{i}]")
+            for i, entry in enumerate(self.categories)
         ]
         for name in duplicates(names):
-            raise self._wrong("categories", f"has the name {name!r} twice")
+            raise self.wrong("categories", f"has the name {name!r} twice")
         return dict(zip(ids, names, strict=True))
 
     def _size(self, image: dict, where: str) -> tuple[int, int] | None:
         if image.get("width") is None or image.get("height") is None:
             return None
-        size = tuple(self._get(image, key, int, where) for key in ("width", "height"))
+        size = tuple(self.get(image, key, int, where) for key in ("width", "height"))
         if min(size) < 1:
-            raise self._wrong(where, f"has a width and height of {size[0]} x {size[1]}")
+            raise self.wrong(where, f"has a width and height of {size[0]} x {size[1]}")
         return size
 
-    def _object(self, entry: dict, name: str, size: tuple[int, int] | None, where: str) -> Object:
-        box = _numbers(entry.get("bbox"))
-        if box is None or len(box) != 4:
-            raise self._wrong(f"{where}.bbox", "must be four finite numbers: x, y, width, height")
-        x, y, width, height = box.tolist()
-        crowd = entry.get("iscrowd") or 0
-        if crowd not in (0, 1):
-            raise self._wrong(f"{where}.iscrowd", f"is {crowd!r} but must be 0 or 1")
-        area = entry.get("area")
-        if area is not None and _numbers([area]) is None:
-            raise self._wrong(f"{where}.area", f"is {area!r} but must be a finite number")
-        segmentation = self._segmentation(entry, size, where)
-        return Object(name, (x, y, x + width, y + height), crowd == 1, False, area, segmentation)
+
+class _Reader(CocoFile):
+    """Reads one instances json."""
+
+    def __init__(self, path: str, folder: str):
+        super().__init__(path, folder, "instances")
+
+    def read(self) -> Annotations:
+        self.ids("annotations", self.annotations)
+        objects: dict[int, list[Object]] = {image_id: [] for image_id in self.sizes}
+        for i, entry in enumerate(self.annotations):
+            where = f"annotations[{i}]"
+            image_id = self.reference(entry, "image_id", self.sizes, where)
+            objects[image_id].append(self._object(entry, self.sizes[image_id], where))
+        return self.all(objects)
+
+    def _object(self, entry: dict, size: tuple[int, int] | None, where: str) -> Object:
+        return Object(
+            name=self.class_names[self.category(entry, where)],
+            box=self.box(entry, where),
+            crowd=self.crowd(entry, where),
+            area=self.area(entry, where),
+            segmentation=self._segmentation(entry, size, where),
+        )
 
     def _segmentation(self, entry: dict, size, where: str) -> Segmentation:
         found = entry.get("segmentation")
@@ -132,15 +223,15 @@ class _Reader:
         if isinstance(found, dict):
             return self._rle(found, size, where)
         if not isinstance(found, list):
-            raise self._wrong(where, "must be a list of polygons or a mask with size and counts")
+            raise self.wrong(where, "must be a list of polygons or a mask with size and counts")
         polygons = []
         for i, flat in enumerate(found):
             numbers = _numbers(flat)
             if numbers is None or len(numbers) % 2:
-                raise self._wrong(where, f"polygon {i} must be finite numbers x, y, x, y, ...")
+                raise self.wrong(where, f"polygon {i} must be finite numbers x, y, x, y, ...")
             if len(numbers) < 6:
-                self._notes.append(
-                    f"{self._path}: {where}: polygon {i} has fewer than three points and was left "
+                self.notes.append(
+                    f"{self.path}: {where}: polygon {i} has fewer than three points and was left "
                     "out"
                 )
                 continue
@@ -150,58 +241,21 @@ class _Reader:
     def _rle(self, found: dict, size: tuple[int, int] | None, where: str) -> RLE:
         shape, counts = found.get("size"), found.get("counts")
         if not _whole(shape) or len(shape) != 2:
-            raise self._wrong(where, "size must be two numbers: height, width")
+            raise self.wrong(where, "size must be two numbers: height, width")
         if size and tuple(shape[::-1]) != size:
-            raise self._wrong(
+            raise self.wrong(
                 where, f"size is {shape} but the image has height {size[1]} and width {size[0]}"
             )
         counts = _decode_counts(counts) if isinstance(counts, str) else counts
         if not _whole(counts):
-            raise self._wrong(where, "counts must be lengths of runs, or COCO's string of them")
+            raise self.wrong(where, "counts must be lengths of runs, or COCO's string of them")
         if sum(counts) != math.prod(shape):
-            raise self._wrong(
+            raise self.wrong(
                 where,
                 f"counts sum to {sum(counts)} but a mask of {shape[0]} x {shape[1]} has "
                 f"{math.prod(shape)} pixels",
             )
         return RLE(tuple(shape), tuple(counts))
-
-    def _list(self, content: Any, key: str) -> list[dict]:
-        found = content.get(key) if isinstance(content, dict) else None
-        if not isinstance(found, list):
-            raise InputError(
-                f"{self._path}: has no list {key!r}: COCO's instances json has images, "
-                "annotations and categories"
-            )
-        for i, entry in enumerate(found):
-            if not isinstance(entry, dict):
-                raise self._wrong(f"{key}[{i}]", "must be an object {...}")
-        return found
-
-    def _ids(self, key: str, entries: list[dict]) -> list[int]:
-        ids = [self._get(entry, "id", int, f"{key}[{i}]") for i, entry in enumerate(entries)]
-        for each in duplicates(ids):
-            raise self._wrong(key, f"has the id {each} twice")
-        return ids
-
-    def _reference(self, entry: dict, key: str, known: dict[int, Any], where: str) -> int:
-        found = self._get(entry, key, int, where)
-        if found not in known:
-            target = {"image_id": "images", "category_id": "categories"}[key]
-            raise self._wrong(f"{where}.{key}", f"is {found}, which is not among the {target}")
-        return found
-
-    def _get(self, entry: dict, key: str, kind: type, where: str) -> Any:
-        if key not in entry:
-            raise self._wrong(where, f"has no {key!r}")
-        # Not isinstance: true and false are ints to Python.
-        if type(entry[key]) is not kind:
-            word = {int: "a whole number", str: "text"}[kind]
-            raise self._wrong(f"{where}.{key}", f"is {entry[key]!r} but must be {word}")
-        return entry[key]
-
-    def _wrong(self, where: str, what: str) -> InputError:
-        return InputError(f"{self._path}: {where} {what}")
 
 
 def _parse(path: str) -> Any:

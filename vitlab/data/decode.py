@@ -10,7 +10,8 @@ from PIL import Image
 from vitlab.data.arguments import Between
 from vitlab.errors import InputError
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+_NAMES = {"JPEG": "JPEG", "PNG": "PNG", "WEBP": "WebP", "BMP": "BMP", "GIF": "GIF"}
+_FORMATS = tuple(_NAMES)
 _ORIENTATION = 0x0112  # The EXIF tag: how to turn the stored pixels so that up is up.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -50,30 +51,27 @@ def decode(
     """
     if isinstance(image, np.ndarray):
         return image
-    data = bytes(image)
-    try:
-        picture = Image.open(io.BytesIO(data), formats=_FORMATS)
-        if math.prod(picture.size) > max_pixels:
-            width, height = picture.size
-            raise InputError(
-                f"the {picture.format} image has {width} x {height} pixels, which is more than "
-                f"max_pixels={max_pixels}"
-            )
-        picture.load()
-    except InputError:
-        raise
-    except Image.UnidentifiedImageError:
-        raise InputError(
-            f"the image ({len(data)} bytes) is not a JPEG, PNG, WebP, BMP or GIF"
-        ) from None
-    # A damaged file makes Pillow's decoders raise nearly anything: OSError, SyntaxError,
-    # struct.error, zlib.error, IndexError, ... each of which means the same to the user.
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(
-            f"the image ({len(data)} bytes) is damaged or cut short: {reason}"
-        ) from None
-    return _pixels(_upright(picture), channels)
+    return _pixels(_upright(_loaded(bytes(image), _FORMATS, max_pixels)), channels)
+
+
+def decode_mask(data: bytes) -> np.ndarray:
+    """The numbers in a PNG as they are stored, whatever they look like.
+
+    Returns:
+      i32[height, width]: the levels of a grey image of 1 to 16 bits, or the indices of one with a
+      palette; or uint8[height, width, 3], the colours of any other. Transparency is dropped.
+
+    Raises:
+      InputError: the bytes are no PNG or are damaged, or it is too large (see `decode`).
+    """
+    picture = _loaded(data, ("PNG",), _MAX_PIXELS)
+    if picture.mode in ("RGB", "RGBA"):
+        return np.asarray(picture)[..., :3]
+    levels = np.asarray(picture.getchannel(0) if picture.mode == "LA" else picture)
+    # Pillow stretches 2 and 4 bits of grey to 8. The header has them in its ninth byte.
+    if picture.mode == "L" and data[24] in (2, 4):
+        levels = levels // (255 // (2 ** data[24] - 1))
+    return levels.astype(np.int32)
 
 
 def image_size(data: bytes, where: str) -> tuple[int, int]:
@@ -89,6 +87,31 @@ def image_size(data: bytes, where: str) -> tuple[int, int]:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{where}: the image cannot be read ({reason})") from None
     return picture.size[::-1] if turned else picture.size
+
+
+def _loaded(data: bytes, formats: tuple[str, ...], max_pixels: int) -> Image.Image:
+    try:
+        picture = Image.open(io.BytesIO(data), formats=formats)
+        if math.prod(picture.size) > max_pixels:
+            width, height = picture.size
+            raise InputError(
+                f"the {picture.format} image has {width} x {height} pixels, which is more than "
+                f"max_pixels={max_pixels}"
+            )
+        picture.load()
+    except InputError:
+        raise
+    except Image.UnidentifiedImageError:
+        known = " or".join(", ".join(_NAMES[each] for each in formats).rsplit(",", 1))
+        raise InputError(f"the image ({len(data)} bytes) is not a {known}") from None
+    # A damaged file makes Pillow's decoders raise nearly anything: OSError, SyntaxError,
+    # struct.error, zlib.error, IndexError, ... each of which means the same to the user.
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(
+            f"the image ({len(data)} bytes) is damaged or cut short: {reason}"
+        ) from None
+    return picture
 
 
 def _upright(picture: Image.Image) -> Image.Image:

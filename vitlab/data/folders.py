@@ -33,7 +33,7 @@ class FolderSource:
         folders = _subfolders(root)
         if not folders:
             raise InputError(f"folder {root} holds no folder of images, one a class is expected")
-        if all(_holds_images(folder) for folder in folders.values()):
+        if all(holds_images(folder) for folder in folders.values()):
             splits = {"train": folders}
         else:
             splits = {name: _subfolders(folder) for name, folder in folders.items()}
@@ -49,8 +49,8 @@ class FolderSource:
         self.class_names = tuple(sorted(classes))
         files = {name: self._files(splits[name], folders, name) for name in wanted}
         sizes = {name: len(found) for name, found in files.items()}
-        self.segments = resolve(split, sizes, f"folder:{root}")
-        examples = [x for name, start, stop in self.segments for x in files[name][start:stop]]
+        self.ranges = resolve(split, sizes, f"folder:{root}")
+        examples = [x for name, start, stop in self.ranges for x in files[name][start:stop]]
         self._paths = [path for path, _ in examples]
         self._labels = np.array([label for _, label in examples], np.int32)
 
@@ -60,7 +60,7 @@ class FolderSource:
         for name, folder in classes.items():
             if name not in self.class_names:
                 raise InputError(f"folder {folder}: the split train has no class {name!r}")
-            found = list(_image_files(folder))
+            found = list(image_files(folder))
             if not found:
                 kinds = ", ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
                 raise InputError(f"class folder {folder} holds no image ({kinds}): remove it")
@@ -94,15 +94,15 @@ class ImagesSource:
         if not root.is_dir():
             raise InputError(f"images {root} does not exist or is not a folder")
         self._root = os.fspath(root)
-        found = sorted(_image_files(root), key=place_in_order)
+        found = sorted(image_files(root), key=place_in_order)
         if not found:
             kinds = ", ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
             raise InputError(f"images {root} holds no image ({kinds})")
         for name in split_names(split):
             if name != "train":
                 raise InputError(f"images {root} has only the split train: {name!r} does not exist")
-        self.segments = resolve(split, {"train": len(found)}, f"images:{root}")
-        self._paths = [path for _, start, stop in self.segments for path in found[start:stop]]
+        self.ranges = resolve(split, {"train": len(found)}, f"images:{root}")
+        self._paths = [path for _, start, stop in self.ranges for path in found[start:stop]]
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -145,11 +145,11 @@ def _subfolders(folder: epath.Path) -> dict[str, epath.Path]:
     return {path.name: path for path in _entries(folder) if path.is_dir()}
 
 
-def _holds_images(folder: epath.Path) -> bool:
+def holds_images(folder: epath.Path) -> bool:
     return any(path.suffix.lower() in IMAGE_SUFFIXES for path in _entries(folder))
 
 
-def _image_files(folder: epath.Path) -> Iterator[str]:
+def image_files(folder: epath.Path) -> Iterator[str]:
     """Every image file below `folder`, as a path from there."""
 
     def stop(error: OSError):

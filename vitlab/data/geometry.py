@@ -1,67 +1,76 @@
-"""Host-side geometry of an image together with the boxes of its objects.
+"""Host-side geometry of an image together with the boxes and the segments of what is in it.
 
-An op here takes an example and gives a new one, whose boxes are where their objects now are. An
-example without boxes is changed alike. While boxes travel with it, an example has
-
-    boxes: f64[objects, 4], x0, y0, x1, y1 in pixels of the image as it now is, clipped to it
-    affine: f64[4], scale and offset (x, y) that lead from the original image to this one:
-        now = original * scale + offset
-    content: (height, width) of what is image and not padding, from the upper left corner; only
-        after an op that pads
+An op here takes an example and gives a new one, whose boxes and segments are where their objects
+now are (see `vitlab.data.targets`). An example without them is changed alike.
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import numpy as np
 
-from vitlab.data.annotations import Annotation
 from vitlab.data.arguments import Between, Method, Probability, Side, Size
 from vitlab.data.resize import resize as resize_image
+from vitlab.data.resize import small_size
 from vitlab.errors import InputError
 
 Scale = Annotated[float, Between(0.01, 10)]
-
-
-def with_boxes(example: dict, objects: Annotation) -> dict:
-    """The example with the boxes of its objects, at the original size.
-
-    Raises:
-      InputError: the image has another size than the annotation says.
-    """
-    height, width = example["image"].shape[:2]
-    if (height, width) != (objects.height, objects.width):
-        raise InputError(
-            f"the image has {width} x {height} pixels but its annotation says "
-            f"{objects.width} x {objects.height}"
-        )
-    affine = np.array([1.0, 1.0, 0.0, 0.0])
-    return {**example, "objects": objects, "boxes": objects.boxes, "affine": affine}
-
-
-def without_objects(example: dict) -> dict:
-    """The example as one without any object."""
-    none = slice(0, 0)
-    objects: Annotation = example["objects"]
-    fewer = {key: getattr(objects, key)[none] for key in ("boxes", "labels", "crowd")}
-    objects = dataclasses.replace(objects, **fewer)
-    return {**example, "objects": objects, "boxes": example["boxes"][none]}
 
 
 def resize(example: dict, size: Size, method: Method = "bilinear", antialias: bool = False) -> dict:
     """Resizes to `size`, whatever the aspect ratio. See `vitlab.data.resize.resize`."""
     height, width = example["image"].shape[:2]
     image = resize_image(example["image"], size, method, antialias)
-    return _moved(example, image, (image.shape[1] / width, image.shape[0] / height))
+    return _moved(
+        {**example, "image": image},
+        lambda places: resize_image(places, size, "nearest"),
+        (image.shape[1] / width, image.shape[0] / height),
+    )
+
+
+def resize_small(
+    example: dict, size: Side, method: Method = "area", antialias: bool = False
+) -> dict:
+    """Resizes so that the shorter side is `size`. See `vitlab.data.resize.resize_small`."""
+    return resize(example, small_size(*example["image"].shape[:2], size), method, antialias)
+
+
+def random_scale(
+    example: dict,
+    rng: np.random.Generator,
+    size: Side,
+    low: Scale = 0.5,
+    high: Scale = 2.0,
+    method: Method = "bilinear",
+    antialias: bool = True,
+) -> dict:
+    """Resizes so that the shorter side is `size` times a random scale; the aspect ratio stays.
+
+    Args:
+      example: with or without boxes and segments.
+      rng: the example's random numbers.
+      size: of the shorter side at the scale 1, in pixels.
+      low: the least scale.
+      high: the greatest.
+      method, antialias: see `vitlab.data.resize.resize`.
+    """
+    height, width = example["image"].shape[:2]
+    scale = rng.uniform(low, high) * size / min(height, width)
+    return resize(example, _scaled(height, width, scale), method, antialias)
 
 
 def flip_lr(example: dict, rng: np.random.Generator, p: Probability = 0.5) -> dict:
     """Mirrors the image left to right with probability `p`; padding stays where it is."""
     if rng.random() >= p:
         return example
-    image = example["image"]
-    width = example.get("content", image.shape)[1]
-    mirrored = np.concatenate([image[:, :width][:, ::-1], image[:, width:]], axis=1)
+    width = example.get("content", example["image"].shape)[1]
+
+    def mirrored(pixels: np.ndarray) -> np.ndarray:
+        return np.concatenate([pixels[:, :width][:, ::-1], pixels[:, width:]], axis=1)
+
+    example = {**example, "image": mirrored(example["image"])}
     return _moved(example, mirrored, (-1.0, 1.0), (float(width), 0.0))
 
 
@@ -71,7 +80,7 @@ def letterbox(
     """Resizes to the largest size that fits, and pads on the right and below with black.
 
     Args:
-      example: with or without boxes.
+      example: with or without boxes and segments.
       size: of the canvas: the side of a square, or (height, width), in pixels.
       method, antialias: see `vitlab.data.resize.resize`.
     """
@@ -93,7 +102,7 @@ def scale_jitter(
     `letterbox` has the scale 1.
 
     Args:
-      example: with or without boxes.
+      example: with or without boxes and segments.
       rng: the example's random numbers.
       size: of the canvas: the side of a square, or (height, width), in pixels.
       low: the least scale.
@@ -120,7 +129,7 @@ def random_size_crop(
     nothing remains is left out, one that is cut keeps the box of its rest.
 
     Args:
-      example: with or without boxes.
+      example: with or without boxes and segments.
       rng: the example's random numbers.
       least: of the piece's sides, in pixels.
       greatest: of the piece's sides, or the image's side where that is shorter.
@@ -132,17 +141,51 @@ def random_size_crop(
         return example
     choices = shortest if isinstance(shortest, tuple) else (shortest,)
     height, width = example["image"].shape[:2]
-    scale = choices[rng.integers(len(choices))] / min(height, width)
-    size = (max(1, round(height * scale)), max(1, round(width * scale)))
+    size = _scaled(height, width, choices[rng.integers(len(choices))] / min(height, width))
     example = resize(example, size, method, antialias)
     sides = [int(rng.integers(min(side, least), min(side, greatest) + 1)) for side in size]
     top, left = (int(rng.integers(side - new + 1)) for side, new in zip(size, sides, strict=True))
-    piece = example["image"][top : top + sides[0], left : left + sides[1]]
-    return _moved(example, piece, offset=(-float(left), -float(top)))
+    return _cut(example, (top, left), sides)
 
 
-def check_scale_jitter(low: float, high: float, **_) -> None:
-    """Checks what no argument of `scale_jitter` can tell alone.
+def segment_crop(
+    example: dict,
+    rng: np.random.Generator,
+    size: Size,
+    most: Annotated[float, Between(0.01, 1)] = 0.75,
+) -> dict:
+    """Cuts out a piece anywhere, and pads on the right and below with black where it is smaller.
+
+    A piece in which a single class holds too many of the labelled pixels is drawn anew, up to ten
+    times, as mmsegmentation's RandomCrop does with its `cat_max_ratio`
+    (https://github.com/open-mmlab/mmsegmentation). Without segments the first piece is taken.
+
+    Args:
+      example: with or without boxes and segments.
+      rng: the example's random numbers.
+      size: of the piece: the side of a square, or (height, width), in pixels.
+      most: a class has to hold less than this part of the piece, and another the rest; 1 takes any
+        piece.
+    """
+    canvas, sides = _pair(size), example["image"].shape[:2]
+
+    def draw() -> tuple[int, int]:
+        beyond = (max(side - room, 0) for side, room in zip(sides, canvas, strict=True))
+        return tuple(int(rng.integers(extra + 1)) for extra in beyond)
+
+    corner = draw()
+    if most < 1 and "segments" in example:
+        labels = example["segments"].semantic()
+        for _ in range(10):
+            counts = np.bincount(_piece(labels, corner, canvas).ravel() + 1)[1:]
+            if np.count_nonzero(counts) > 1 and counts.max() / counts.sum() < most:
+                break
+            corner = draw()
+    return _padded(_cut(example, corner, canvas), canvas)
+
+
+def check_scales(low: float, high: float, **_) -> None:
+    """Checks what no argument of `scale_jitter` or `random_scale` can tell alone.
 
     Raises:
       InputError: the least value is greater than the greatest.
@@ -161,78 +204,68 @@ def check_random_size_crop(least: int, greatest: int, **_) -> None:
         raise InputError(f"needs least <= greatest, not {least} and {greatest}")
 
 
-def pad_boxes(example: dict, max_boxes: Annotated[int, Between(1, 10_000)]) -> dict:
-    """Makes arrays of one shape of the boxes: what a detector is trained with.
-
-    Crowds, and boxes of which the geometry has left nothing, are left out.
-
-    Args:
-      example: has boxes.
-      max_boxes: the rows of the arrays.
-
-    Returns:
-      The example with
-        boxes: f32[max_boxes, 4], x0, y0, x1, y1 in pixels, those of objects first
-        box_label: i32[max_boxes], the index of the class name
-        box_mask: bool[max_boxes], true for objects
-        affine: f32[4], see above
-        content: i32[2], see above, where an op has padded.
-
-    Raises:
-      InputError: the image has more objects.
-    """
-    objects: Annotation = example["objects"]
-    boxes = example["boxes"]
-    kept = ~objects.crowd & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-    count = int(kept.sum())
-    if count > max_boxes:
-        raise InputError(
-            f"pad_boxes({max_boxes}): the image has {count} objects: make room for the most that "
-            "an image has"
-        )
-    padded = {
-        "boxes": np.zeros((max_boxes, 4), np.float32),
-        "box_label": np.zeros(max_boxes, np.int32),
-        "box_mask": np.arange(max_boxes) < count,
-        "affine": example["affine"].astype(np.float32),
-    }
-    padded["boxes"][:count] = boxes[kept]
-    padded["box_label"][:count] = objects.labels[kept]
-    if "content" in example:
-        padded["content"] = np.array(example["content"], np.int32)
-    rest = {key: value for key, value in example.items() if key not in ("objects", *padded)}
-    return {**rest, **padded}
-
-
 def _on_canvas(example, canvas, scale, place, method, antialias) -> dict:
     """Resizes by `scale` times what fits the canvas, then cuts at `place` (0 to 1) or pads."""
     height, width = example["image"].shape[:2]
     fit = scale * min(canvas[0] / height, canvas[1] / width)
-    example = resize(
-        example, (max(1, round(height * fit)), max(1, round(width * fit))), method, antialias
-    )
+    example = resize(example, _scaled(height, width, fit), method, antialias)
+    beyond = [
+        max(side - room, 0) for side, room in zip(example["image"].shape, canvas, strict=False)
+    ]
+    top, left = (round(p * extra) for p, extra in zip(place, beyond, strict=True))
+    return _padded(_cut(example, (top, left), canvas), canvas)
+
+
+def _cut(example: dict, corner: tuple[int, int], sides: Sequence[int]) -> dict:
+    """The piece of at most these sides, (height, width), whose upper left corner is at (y, x)."""
+    piece = functools.partial(_piece, corner=corner, sides=sides)
+    example = {**example, "image": piece(example["image"])}
+    return _moved(example, piece, offset=(-float(corner[1]), -float(corner[0])))
+
+
+def _piece(pixels: np.ndarray, corner: tuple[int, int], sides: Sequence[int]) -> np.ndarray:
+    (top, left), (height, width) = corner, sides
+    return pixels[top : top + height, left : left + width]
+
+
+def _padded(example: dict, canvas: tuple[int, int]) -> dict:
+    """Adds black, and void, on the right and below; what was there is the content."""
     image = example["image"]
-    beyond = [max(side - room, 0) for side, room in zip(image.shape, canvas, strict=False)]
-    top, left = (round(p * (extra)) for p, extra in zip(place, beyond, strict=True))
-    image = image[top : top + canvas[0], left : left + canvas[1]]
-    example = _moved(example, image, offset=(-float(left), -float(top)))
     lacking = [(0, room - side) for side, room in zip(image.shape, canvas, strict=False)]
-    example["content"] = image.shape[:2]
-    return {**example, "image": np.pad(image, [*lacking, (0, 0)])}
+    example = {**example, "content": image.shape[:2], "image": np.pad(image, [*lacking, (0, 0)])}
+    return _moved(example, lambda places: np.pad(places, lacking, constant_values=-1))
 
 
-def _moved(example: dict, image: np.ndarray, scale=(1.0, 1.0), offset=(0.0, 0.0)) -> dict:
-    """The example with another image, on which a point is at old (x, y) * scale + offset."""
-    moved = {**example, "image": image}
+def _moved(
+    example: dict,
+    move: Callable[[np.ndarray], np.ndarray],
+    scale: tuple[float, float] = (1.0, 1.0),
+    offset: tuple[float, float] = (0.0, 0.0),
+) -> dict:
+    """Moves all but the image, which is the new one already.
+
+    Args:
+      example: its image is the new one.
+      move: gives the new map of segments from the old one, i32[height, width].
+      scale, offset: (x, y), by which a point is at old * scale + offset.
+    """
+    moved, scale, offset = dict(example), np.array(scale), np.array(offset)
+    if "segments" in example:
+        segments = example["segments"]
+        moved["segments"] = dataclasses.replace(segments, map=move(segments.map))
     if "boxes" in example:
-        scale, offset = np.array(scale), np.array(offset)
         corners = example["boxes"].reshape(-1, 2, 2) * scale + offset
-        height, width = moved.get("content", image.shape)[:2]
+        height, width = example.get("content", example["image"].shape)[:2]
         corners = np.sort(corners, axis=1).clip(0, [width, height])
         moved["boxes"] = corners.reshape(-1, 4)
+    if "affine" in example:
         before = example["affine"]
         moved["affine"] = np.concatenate([before[:2] * scale, before[2:] * scale + offset])
     return moved
+
+
+def _scaled(height: int, width: int, scale: float) -> tuple[int, int]:
+    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def _pair(size: Side | tuple[Side, Side]) -> tuple[int, int]:

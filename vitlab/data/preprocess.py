@@ -7,26 +7,29 @@
 A string is a chain of ops with arguments, as `vitlab.data.op_strings` reads it. All ops but the
 last run on the host and leave a uint8 image; the last is `value_range(low, high)` or
 `normalize(...)`, an affine map that the compiled step applies, so that images travel to the device
-as bytes. The ops are in `vitlab.data.decode`, `resize`, `image_ops`, `geometry` and `randaugment`;
+as bytes. The ops are in `vitlab.data.decode`, `image_ops`, `geometry`, `randaugment` and `targets`;
 `onehot` and the last two are here.
 
 A string with `pad_boxes` is for detection: the boxes of the image's objects then move with the
-image, and ops that could not move them are refused.
+image. One with `semantic` or `pad_segments` is for segmentation, and the image's segments move
+likewise. Ops that could not move them are refused.
 """
 
 import dataclasses
 import inspect
 import types
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import numpy as np
 
-from vitlab.data import geometry, image_ops
+from vitlab.data import geometry, image_ops, targets
+from vitlab.data.annotations import Annotation
 from vitlab.data.arguments import Between
 from vitlab.data.decode import decode
 from vitlab.data.op_strings import Op, parse_ops, spell_op, unknown
 from vitlab.data.randaugment import randaug, three_augment
-from vitlab.data.resize import resize_small
+from vitlab.data.segments import Segments
 from vitlab.errors import InputError
 
 # Means and standard deviations of the channels in units of 0 to 1, as the models that were
@@ -117,7 +120,7 @@ _OPS = types.MappingProxyType(
             image_ops.grey_to_rgb,
             image_ops.to_grey,
             geometry.resize,
-            resize_small,
+            geometry.resize_small,
             image_ops.central_crop,
             image_ops.random_crop,
             image_ops.inception_crop,
@@ -125,11 +128,15 @@ _OPS = types.MappingProxyType(
             geometry.letterbox,
             geometry.scale_jitter,
             geometry.random_size_crop,
+            geometry.random_scale,
+            geometry.segment_crop,
             image_ops.rotate,
             randaug,
             three_augment,
             onehot,
-            geometry.pad_boxes,
+            targets.pad_boxes,
+            targets.semantic,
+            targets.pad_segments,
         )
     }
 )
@@ -137,7 +144,8 @@ _LAST_OPS = types.MappingProxyType({op.__name__: op for op in (value_range, norm
 _CHECKS = types.MappingProxyType(
     {
         "inception_crop": image_ops.check_inception_crop,
-        "scale_jitter": geometry.check_scale_jitter,
+        "scale_jitter": geometry.check_scales,
+        "random_scale": geometry.check_scales,
         "random_size_crop": geometry.check_random_size_crop,
     }
 )
@@ -150,11 +158,16 @@ def _parameters(op) -> tuple[str, ...]:
 _RANDOM = frozenset(name for name, op in _OPS.items() if "rng" in _parameters(op))
 # Ops on the whole example rather than on its image.
 _ON_EXAMPLE = frozenset(name for name, op in _OPS.items() if "example" in _parameters(op))
-# Ops that leave every pixel where it is, or move the boxes with them.
-_MOVES_BOXES = frozenset({"decode", "grey_to_rgb", "to_grey", "resize", "flip_lr", "letterbox"})
-_MOVES_BOXES |= {"scale_jitter", "random_size_crop", "pad_boxes"}
+# Ops that make arrays of what is known of an image, and what each makes them of.
+_TRUTH = types.MappingProxyType(
+    {"pad_boxes": "boxes", "semantic": "segments", "pad_segments": "segments"}
+)
+# Ops that move what is known of an image with it, and others that leave every pixel where it is.
+_MOVES = frozenset({"resize", "resize_small", "flip_lr", "letterbox", "scale_jitter"})
+_MOVES |= {"random_size_crop", "random_scale", "segment_crop"}
+_STAYS = frozenset({"decode", "grey_to_rgb", "to_grey"})
 # Ops that pad: after them the image is not all there is.
-_PADS = frozenset({"letterbox", "scale_jitter"})
+_PADS = frozenset({"letterbox", "scale_jitter", "segment_crop"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,8 +180,9 @@ class Preprocess:
       ops: the ops in order, the last one being the affine map.
       scale: f32[channels] or f32[1]; the step computes `image * scale + shift`.
       shift: f32[channels] or f32[1].
-      evaluation: whether boxes are not learned from, so that `pad_boxes` leaves them all out, and
-        an image may have any number of objects. They are known from the source.
+      evaluation: whether nothing is learned from boxes and segments, which are known from the
+        source: `pad_boxes` then leaves all boxes out, so that an image may have any number of
+        objects, and of `semantic` and `pad_segments` only `affine` and `content` remain.
     """
 
     ops: tuple[Op, ...]
@@ -198,7 +212,7 @@ class Preprocess:
                 f"{last.where} cannot be the last op, value_range or normalize must be: add "
                 "|value_range(-1,1)"
             )
-        _check_boxes(ops)
+        _check_truth(ops)
         for op in ops:
             try:
                 if op.name in _CHECKS:
@@ -213,35 +227,41 @@ class Preprocess:
         """Runs the host ops.
 
         Args:
-          example: "image" is the bytes of an image file or uint8[height, width(, channels)]; it
-            is left as it is.
+          example: of a source. "image" is the bytes of an image file or uint8[height, width(,
+            channels)]. It is left as it is.
           rng: the only source of randomness.
 
         Returns:
-          A new dict, "image" being uint8[height, width, channels].
+          A new dict, "image" being uint8[height, width, channels], and without "objects" and
+          "segments" but for what `pad_boxes`, `semantic` and `pad_segments` make of them.
 
         Raises:
-          InputError: the image cannot be decoded, or is not what an op needs.
+          InputError: the image cannot be decoded or is not what an op needs, or the source has no
+            boxes or segments where they are wanted.
         """
         example = {**example, "image": self._checked(example["image"])}
-        objects = example.pop("objects", None)
-        if self.pads_boxes and objects is None:
-            raise InputError("pad_boxes: the source has no boxes")
+        known = {"boxes": example.pop("objects", None), "segments": example.pop("segments", None)}
+        wanted = [op.name for op in self.ops if op.name in _TRUTH]
+        for name in wanted:
+            if known[_TRUTH[name]] is None:
+                raise InputError(f"{name}: the source has no {_TRUTH[name]}")
         for op in self.ops[:-1]:
-            if self.pads_boxes and "boxes" not in example and op.name != "decode":
-                example = geometry.with_boxes(example, objects)
+            if wanted and "affine" not in example and op.name != "decode":
+                example = self._with_truth(example, **known)
             arguments = dict(op.arguments)
             if op.name in _RANDOM:
                 arguments["rng"] = rng
-            if op.name == "pad_boxes" and self.evaluation:
-                example = geometry.without_objects(example)
-            if op.name in _ON_EXAMPLE:
+            if self.evaluation and _TRUTH.get(op.name) == "segments":
+                example = targets.with_place(example)
+            elif op.name in _ON_EXAMPLE:
                 example = _OPS[op.name](example, **arguments)
             else:
                 example["image"] = _OPS[op.name](example["image"], **arguments)
         image = np.ascontiguousarray(example["image"])
-        if not self.pads_boxes:
+        if not wanted:
             example.pop("content", None)
+        if isinstance(example.get("segments"), Segments):
+            del example["segments"]  # What `semantic` was made of.
         if self.scale.size not in (1, image.shape[2]):
             remedy = ": put grey_to_rgb before it" if image.shape[2] == 1 else ""
             raise InputError(
@@ -251,9 +271,25 @@ class Preprocess:
         return {**example, "image": image}
 
     @property
-    def pads_boxes(self) -> bool:
-        """Whether the string is for detection."""
-        return any(op.name == "pad_boxes" for op in self.ops)
+    def boxes(self) -> bool:
+        """Whether the string makes arrays of boxes."""
+        return any(_TRUTH.get(op.name) == "boxes" for op in self.ops)
+
+    @property
+    def segments(self) -> bool:
+        """Whether the string makes arrays of segments, in one way or another."""
+        return any(_TRUTH.get(op.name) == "segments" for op in self.ops)
+
+    def _with_truth(
+        self, example: dict, boxes: Annotation | None, segments: Callable | None
+    ) -> dict:
+        example = targets.with_affine(example)
+        if self.boxes:
+            example = targets.with_boxes(example, boxes)
+            example = targets.without_objects(example) if self.evaluation else example
+        if self.segments and not self.evaluation:
+            example = targets.with_segments(example, segments())
+        return example
 
     def _checked(self, image: Any) -> bytes | np.ndarray:
         if isinstance(image, bytes | bytearray | memoryview):
@@ -273,19 +309,26 @@ class Preprocess:
         return "|".join(spell_op(op, (_OPS | _LAST_OPS)[op.name]) for op in self.ops)
 
 
-def _check_boxes(ops: tuple[Op, ...]) -> None:
-    """That boxes, where there are any, are moved with the image until they are padded."""
+def _check_truth(ops: tuple[Op, ...]) -> None:
+    """That boxes and segments, where they are wanted, are moved with the image to the end."""
     names = [op.name for op in ops]
-    if "pad_boxes" in names:
+    truth = next((i for i, name in enumerate(names) if name in _TRUTH), None)
+    if truth is not None:
+        what = _TRUTH[names[truth]]
         for op in ops[:-1]:
-            if op.name not in _MOVES_BOXES:
-                allowed = ", ".join(sorted(_MOVES_BOXES - {"decode", "pad_boxes"}))
-                raise InputError(f"{op.where} cannot move boxes: beside pad_boxes use {allowed}")
-        for op in ops[names.index("pad_boxes") + 1 : -1]:
-            raise InputError(f"{op.where} cannot come after pad_boxes")
+            if op.name not in _MOVES | _STAYS | _TRUTH.keys():
+                allowed = ", ".join(sorted(_MOVES | _STAYS - {"decode"}))
+                raise InputError(
+                    f"{op.where} cannot move {what}: beside {names[truth]} use {allowed}"
+                )
+        for i, op in enumerate(ops[truth + 1 : -1], truth + 1):
+            if op.name not in _TRUTH or op.name in names[truth:i]:
+                raise InputError(f"{op.where} cannot come after {names[i - 1]}")
+            if op.name == "semantic" and "pad_segments" in names[truth:i]:
+                raise InputError(f"{op.where} cannot come after pad_segments, but before it")
     pads = next((i for i, name in enumerate(names) if name in _PADS), len(ops))
     for op in ops[pads + 1 :]:
-        if op.name in _MOVES_BOXES - {"flip_lr", "grey_to_rgb", "to_grey", "pad_boxes"}:
+        if op.name in _MOVES - {"flip_lr"}:
             raise InputError(f"{op.where} cannot come after {names[pads]}, which pads")
 
 

@@ -1,4 +1,4 @@
-"""Pictures of an image with the objects that are annotated in it, for a person to look at."""
+"""Pictures of an image with the objects or segments that are annotated in it, to look at."""
 
 import colorsys
 from collections.abc import Iterator, Sequence
@@ -7,9 +7,11 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from vitlab.data.annotations import RLE, Annotation, Segmentation
+from vitlab.data.segments import Segments
 
 _READABLE = 1280  # Pixels of the longer side; smaller images are enlarged by a whole number.
 _FILL = 100  # How opaque a mask is, of 255.
+_BACKGROUND = "background"
 
 
 def draw_objects(
@@ -27,10 +29,8 @@ def draw_objects(
     Returns:
         The picture in RGB, of the image's size or a multiple of it.
     """
-    zoom = max(1, _READABLE // max(image.shape[:2]))
-    picture = Image.fromarray(np.ascontiguousarray(image))
-    size = (picture.width * zoom, picture.height * zoom)
-    picture = picture.resize(size, Image.Resampling.NEAREST)
+    picture, zoom = _enlarged(image)
+    size = picture.size
     for label, segmentation in zip(annotation.labels, annotation.segmentations, strict=False):
         mask = _mask(segmentation, size, zoom)
         picture.paste(_color(label), None, mask.point(lambda inside: inside and _FILL))
@@ -50,6 +50,66 @@ def draw_objects(
     return picture
 
 
+def draw_segments(
+    image: np.ndarray, segments: Segments, segment_names: Sequence[str]
+) -> Image.Image:
+    """Draws segments as a translucent fill in one colour a class, with borders between them.
+
+    Void and what is named "background" stay as they are. The names of the others, and how many
+    segments they have, stand on the right.
+
+    Args:
+        image: uint8[height, width, 3].
+        segments: of the image.
+        segment_names: of the labels in it.
+
+    Returns:
+        The picture in RGB, the image on the left in its size or a multiple of it.
+    """
+    picture, zoom = _enlarged(image)
+    places = segments.map.repeat(zoom, axis=0).repeat(zoom, axis=1)
+    colors = np.array([*map(_color, segments.labels), (0, 0, 0)], np.uint8)[places]
+    seen = [segment_names[label] != _BACKGROUND for label in segments.labels]
+    filled = np.array([*seen, False])[places] * np.uint8(_FILL)
+    picture.paste(Image.fromarray(colors), None, Image.fromarray(filled))
+    border = np.zeros(places.shape, bool)
+    border[:, 1:] |= places[:, 1:] != places[:, :-1]
+    border[1:] |= places[1:] != places[:-1]
+    picture.paste("white", None, Image.fromarray(border.astype(np.uint8) * 255))
+    return _with_legend(picture, segments, segment_names)
+
+
+def _with_legend(picture: Image.Image, segments: Segments, names: Sequence[str]) -> Image.Image:
+    font = ImageFont.load_default(max(12, max(picture.size) // 60))
+    line = round(font.size * 1.6)
+    rows = []
+    for crowd in (False, True):
+        labels, counts = np.unique(segments.labels[segments.crowd == crowd], return_counts=True)
+        for label, count in zip(labels.tolist(), counts.tolist(), strict=True):
+            if names[label] == _BACKGROUND:
+                continue
+            times = f" x {count}" if count > 1 else ""
+            rows.append((label, f"{names[label]}{times}{' (crowd)' if crowd else ''}"))
+    width = max((font.getlength(text) for _, text in rows), default=0)
+    size = (picture.width + round(width) + 3 * line, max(picture.height, (len(rows) + 1) * line))
+    canvas = Image.new("RGB", size, "white")
+    canvas.paste(picture)
+    draw = ImageDraw.Draw(canvas)
+    for row, (label, text) in enumerate(rows):
+        x, y = picture.width + line // 2, line // 2 + row * line
+        draw.rectangle((x, y, x + line - 6, y + line - 6), fill=_color(label))
+        draw.text((x + line * 1.2, y), text, fill="black", font=font)
+    return canvas
+
+
+def _enlarged(image: np.ndarray) -> tuple[Image.Image, int]:
+    """The image at a size that is easy to read, and by how much it was enlarged."""
+    zoom = max(1, _READABLE // max(image.shape[:2]))
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    size = (picture.width * zoom, picture.height * zoom)
+    return picture.resize(size, Image.Resampling.NEAREST), zoom
+
+
 def _color(label: int) -> tuple[int, int, int]:
     """The golden ratio spreads any number of hues evenly; neighbours also differ in brightness."""
     hue = int(label) * 0.618034 % 1
@@ -60,7 +120,8 @@ def _color(label: int) -> tuple[int, int, int]:
 def _mask(segmentation: Segmentation, size: tuple[int, int], zoom: int) -> Image.Image:
     """White where the object is."""
     if isinstance(segmentation, RLE):
-        return Image.fromarray(segmentation.mask().astype(np.uint8) * 255).resize(size)
+        mask = Image.fromarray(segmentation.mask().astype(np.uint8) * 255)
+        return mask.resize(size, Image.Resampling.NEAREST)
     mask = Image.new("L", size)
     for polygon in segmentation or ():
         ImageDraw.Draw(mask).polygon((polygon * zoom).ravel().tolist(), fill=255)

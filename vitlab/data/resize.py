@@ -63,11 +63,15 @@ def resize_small(
     Returns:
       uint8[new_height, new_width, channels], the smaller of the two being `size`.
     """
-    height, width = image.shape[:2]
+    return resize(image, small_size(*image.shape[:2], size), method, antialias)
+
+
+def small_size(height: int, width: int, size: int) -> tuple[int, int]:
+    """Height and width after `resize_small`."""
     # In float32 and half to even, as in TensorFlow: the longer side is the same to the pixel.
     factor = np.float32(size) / np.float32(min(height, width))
     long = max(size, int(np.rint(np.float32(max(height, width)) * factor)))
-    return resize(image, (size, long) if height <= width else (long, size), method, antialias)
+    return (size, long) if height <= width else (long, size)
 
 
 def through_pillow(image: np.ndarray, function: Callable[[Image.Image], Image.Image]) -> np.ndarray:

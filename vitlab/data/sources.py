@@ -3,7 +3,7 @@
 | string | what is read |
 |---|---|
 | `digits` | scikit-learn's 1797 scanned digits; nothing to download |
-| `digit_scenes` | coloured scenes of those digits, with boxes; nothing to download |
+| `digit_scenes` | coloured scenes of those digits, with boxes and masks; nothing to download |
 | `tfds:NAME[/CONFIG][:VERSION][?data_dir=PATH]` | a TFDS set prepared as ArrayRecord |
 | `folder:PATH` | PATH/SPLIT/CLASS/**/*.jpg, or PATH/CLASS/*.jpg as the one split `train` |
 | `images:PATH` | every image file below PATH, without labels, as the one split `train` |
@@ -11,10 +11,14 @@
 | `coco:INSTANCES.json[?images=PATH]` | COCO's objects; `{split}` in either is filled in |
 | `voc:PATH[?classes=a,b,c&offset=1]` | Pascal VOC's Annotations, JPEGImages and ImageSets/Main |
 | `yolo:data.yaml` | YOLO's labels, a text file an image |
+| `masks:PATH[?images=...&masks=...&classes=...]` | images with masks of class ids or colours |
+| `panoptic:PANOPTIC.json[?images=PATH&masks=PATH]` | COCO's panoptic segments |
 
 Every source understands the split grammar of TFDS (see `splits`).
 """
 
+import dataclasses
+import functools
 import gzip
 import math
 import os
@@ -26,10 +30,11 @@ from urllib.parse import parse_qsl
 import numpy as np
 from etils import epath
 
-from vitlab.data.annotations import Annotation
-from vitlab.data.decode import image_size
+from vitlab.data.annotations import RLE, Annotation
+from vitlab.data.decode import decode_mask, image_size
 from vitlab.data.folders import FolderSource, ImagesSource
-from vitlab.data.splits import Segment, resolve, split_names
+from vitlab.data.segments import Segments, from_instances
+from vitlab.data.splits import Range, resolve, split_names
 from vitlab.errors import InputError
 
 # COCO's 80 classes are numbered from 1 to 90, with gaps.
@@ -45,10 +50,16 @@ class Source(Protocol):
     uint8[height, width, channels]) and "label" (int, the index of its class name; 0 where there are
     no classes). Where images have objects, there are instead "objects" (an `Annotation`), and the
     source has `annotation(index)` and `category_ids`, the data set's own numbers of its classes.
+
+    Where it is known what each pixel belongs to, there is "segments", a function of no argument
+    that gives the `Segments` of the image, so that who has no need of them pays nothing. The source
+    then has `segments(index)`, which gives the same, `segment_names`, and `things`, which is true
+    for each of those names that stands for objects that can be counted, false for the others, as
+    sky and road.
     """
 
     class_names: tuple[str, ...]
-    segments: Sequence[Segment]  # of the stored splits, whose examples these are
+    ranges: Sequence[Range]  # of the stored splits, whose examples these are
 
     def __len__(self) -> int:
         """The number of examples."""
@@ -103,6 +114,14 @@ def open_source(spec: str, split: str) -> Source:
         from vitlab.data.yolo import open_yolo
 
         return open_yolo(place, options, split, spec)
+    if scheme == "masks":
+        from vitlab.data.masks import MaskSource
+
+        return MaskSource(place, options, split, spec)
+    if scheme == "panoptic":
+        from vitlab.data.panoptic import open_panoptic
+
+        return open_panoptic(place, options, split, spec)
     known = ", ".join(f"{name}:{example}" for name, example in _EXAMPLES.items())
     raise InputError(f"source {spec!r} is not known: the sources are digits, digit_scenes, {known}")
 
@@ -115,6 +134,8 @@ _EXAMPLES = {
     "coco": "INSTANCES.json",
     "voc": "PATH",
     "yolo": "data.yaml",
+    "masks": "PATH",
+    "panoptic": "PANOPTIC.json",
 }
 _OPTIONS = {
     "tfds": ("data_dir",),
@@ -124,6 +145,8 @@ _OPTIONS = {
     "coco": ("images",),
     "voc": ("classes", "offset"),
     "yolo": (),
+    "masks": ("images", "masks", "classes", "ignore", "offset"),
+    "panoptic": ("images", "masks"),
 }
 
 
@@ -176,9 +199,9 @@ class IdxSource:
                 )
             splits[name] = images, labels
         sizes = {name: len(labels) for name, (_, labels) in splits.items()}
-        self.segments = segments = resolve(self._split, sizes, f"idx:{self._root}")
+        self.ranges = ranges = resolve(self._split, sizes, f"idx:{self._root}")
         self._images, self._labels = (
-            np.concatenate([splits[name][part][start:stop] for name, start, stop in segments])
+            np.concatenate([splits[name][part][start:stop] for name, start, stop in ranges])
             for part in (0, 1)
         )
 
@@ -204,7 +227,9 @@ class TfdsSource:
     """A TFDS set prepared as ArrayRecord, read by `tfds` without TensorFlow.
 
     Images stay the encoded bytes of the record. Of the rest, "label" is handed on, or where there
-    are "objects" with boxes (as in coco, voc), an `Annotation` of them.
+    are "objects" with boxes (as in coco, voc), an `Annotation` of them. Where there are "instances"
+    besides, an image whose levels are the numbers of the objects from 1 on, the segments are those
+    objects and, as one more class, the background (0).
     """
 
     def __init__(self, name: str, split: str, data_dir: str | None, spec: str):
@@ -228,13 +253,17 @@ class TfdsSource:
         self.category_ids = _COCO_IDS if name.startswith("coco/") else None
         if len(self.category_ids or ()) != len(self.class_names):
             self.category_ids = tuple(range(1, len(self.class_names) + 1))
+        images = [key for key, value in features.items() if isinstance(value, tfds.features.Image)]
+        self._masked = self._annotated and "instances" in images
+        if self._masked:
+            self.segment_names = (*self.class_names, "background")
+            self.things = (True,) * len(self.class_names) + (False,)
         self._spec, self._split = spec, split
         sizes = {name: info.num_examples for name, info in builder.info.splits.items()}
-        self.segments = ranges = resolve(split, sizes, spec)
-        segments = [f"{name}[{start}:{stop}]" for name, start, stop in ranges]
-        images = [key for key, value in features.items() if isinstance(value, tfds.features.Image)]
+        self.ranges = ranges = resolve(split, sizes, spec)
+        parts = [f"{name}[{start}:{stop}]" for name, start, stop in ranges]
         self._records = builder.as_data_source(
-            "+".join(segments),
+            "+".join(parts),
             decoders={key: tfds.decode.SkipDecoding() for key in images},
             file_format="array_record",
         )
@@ -249,24 +278,46 @@ class TfdsSource:
         return len(self._records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        example = dict(self._read(index))
+        if self._masked:
+            instances, background = example.pop("instances"), len(self.class_names)
+            example["segments"] = functools.partial(
+                _segments, instances, example["objects"], background
+            )
+        return example
+
+    def _read(self, index: int) -> dict[str, Any]:
+        """What an example is made of; it is not to be changed."""
         if self._kept is not None and index in self._kept:
-            return dict(self._kept[index])
+            return self._kept[index]
         try:
             example = self._records[index]
         except (OSError, RuntimeError, ValueError) as error:
             raise InputError(f"{self.describe(index)}: cannot be read ({_line(error)})") from error
+        found = {"image": example["image"]}
         if self._annotated:
-            objects = self._annotation(example, index)
-            example = {"image": example["image"], "objects": objects}
+            found["objects"] = self._annotation(example, index)
         else:
-            example = {"image": example["image"], "label": int(example["label"])}
+            found["label"] = int(example["label"])
+        if self._masked:
+            found["instances"] = example["instances"]
         if self._kept is not None:
-            self._kept[index] = dict(example)
-        return example
+            self._kept[index] = found
+        return found
 
     def annotation(self, index: int) -> Annotation:
-        """The objects of example `index`, of a set that has some."""
-        return self[index]["objects"]
+        """The objects of example `index`, of a set that has some, with masks if it has any."""
+        example = self._read(index)
+        objects = example["objects"]
+        if self._masked:
+            instances = decode_mask(example["instances"])
+            masks = tuple(RLE.of(instances == number) for number in range(1, len(objects) + 1))
+            objects = dataclasses.replace(objects, segmentations=masks)
+        return objects
+
+    def segments(self, index: int) -> Segments:
+        """The segments of example `index`, of a set that has some."""
+        return self[index]["segments"]()
 
     def _annotation(self, example: dict[str, Any], index: int) -> Annotation:
         objects = example["objects"]
@@ -293,6 +344,10 @@ class TfdsSource:
 
     def describe(self, index: int) -> str:
         return f"{self._spec} {self._split}[{index}]"
+
+
+def _segments(instances: bytes, objects: Annotation, background: int) -> Segments:
+    return from_instances(decode_mask(instances), objects, background)
 
 
 def _tfds_builder(name: str, data_dir: str | None, spec: str):

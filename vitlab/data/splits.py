@@ -15,7 +15,7 @@ _PART = re.compile(r"(?P<name>[\w-]+)(\[(?P<start>[^:\[\]]*):(?P<stop>[^:\[\]]*)
 _BOUNDARY = re.compile(r"(?P<value>-?(\d[\d_]*)(\.\d+)?)(?P<percent>%?)")
 
 
-class Segment(NamedTuple):
+class Range(NamedTuple):
     """The examples `start` up to `stop` (not included) of the split `name`."""
 
     name: str
@@ -42,7 +42,7 @@ def split_names(split: str) -> list[str]:
     return [part.name for part in _parse(split)]
 
 
-def resolve(split: str, sizes: Mapping[str, int], where: str) -> list[Segment]:
+def resolve(split: str, sizes: Mapping[str, int], where: str) -> list[Range]:
     """Turns a split string into ranges of examples.
 
     Args:
@@ -51,13 +51,13 @@ def resolve(split: str, sizes: Mapping[str, int], where: str) -> list[Segment]:
         where: the source, for the errors.
 
     Returns:
-        The segments to be read one after the other; none of them is empty.
+        The ranges to be read one after the other; none of them is empty.
 
     Raises:
         InputError: bad grammar, a split that does not exist, a range outside of the split, or one
             that holds no example.
     """
-    segments = []
+    ranges = []
     for part in _parse(split):
         if part.name not in sizes:
             names = ", ".join(sorted(sizes)) or "none"
@@ -70,8 +70,8 @@ def resolve(split: str, sizes: Mapping[str, int], where: str) -> list[Segment]:
         start, stop = (bound + size if bound < 0 else bound for bound in (start, stop))
         if start >= stop:
             raise InputError(f"{where}: split {part.text!r} holds none of the {size} examples")
-        segments.append(Segment(part.name, start, stop))
-    return segments
+        ranges.append(Range(part.name, start, stop))
+    return ranges
 
 
 def _parse(split: str) -> list[_Part]:

@@ -7,7 +7,8 @@ import xml.etree.ElementTree as ET
 
 from etils import epath
 
-from vitlab.data.annotations import AnnotatedSource, Annotations, Object, Record, duplicates
+from vitlab.data.annotated import AnnotatedSource
+from vitlab.data.annotations import Annotations, Object, Record, duplicates
 from vitlab.data.folders import IMAGE_SUFFIXES, read_file
 from vitlab.errors import InputError
 

@@ -8,7 +8,8 @@ import numpy as np
 import yaml
 from etils import epath
 
-from vitlab.data.annotations import AnnotatedSource, Annotations, Object, Record, duplicates
+from vitlab.data.annotated import AnnotatedSource
+from vitlab.data.annotations import Annotations, Object, Record, duplicates
 from vitlab.data.decode import image_size
 from vitlab.data.folders import IMAGE_SUFFIXES, read_file
 from vitlab.errors import InputError

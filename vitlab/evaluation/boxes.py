@@ -11,7 +11,7 @@ and leaving it out silently would raise the AP of a model that has gone wrong.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -28,6 +28,9 @@ class Truth(Protocol):
         crowd: bool[objects], a region of many.
         difficult: bool[objects].
         area: f64[objects] in pixels, by which COCO tells small, medium and large.
+        width, height: of the image in pixels; read by metrics of masks alone, and so are the
+        segmentations: of each object polygons, f64[points, 2] of (x, y) each, or run lengths down
+            the columns (with `size`, height and width, and `counts`).
     """
 
     image_id: int
@@ -36,6 +39,9 @@ class Truth(Protocol):
     crowd: np.ndarray
     difficult: np.ndarray
     area: np.ndarray
+    width: int
+    height: int
+    segmentations: Sequence[Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,11 +52,13 @@ class Detections:
         boxes: f32[k, 4].
         scores: f32[k], the higher the surer; of any range.
         labels: i32[k].
+        masks: k of `evaluation.masks`, as large as the image; or none in any image.
     """
 
     boxes: np.ndarray
     scores: np.ndarray
     labels: np.ndarray
+    masks: Sequence[dict] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -141,6 +149,7 @@ def check_found(found: Sequence[Detections], image_ids: Sequence[int], classes: 
             f"detections in {len(found)} images must be as many as the {len(image_ids)} images, "
             "of which there must be one"
         )
+    masks = any(len(f.masks) for f in found)
     for f, image_id in zip(found, image_ids, strict=True):
         name = f"detections in image {image_id}"
         _check_boxes(name, f.boxes, f.labels, classes)
@@ -148,6 +157,28 @@ def check_found(found: Sequence[Detections], image_ids: Sequence[int], classes: 
             raise InputError(f"{name}: scores {f.scores.shape} must be [{len(f)}]")
         if not np.isfinite(f.scores).all():
             raise InputError(f"{name}: {(~np.isfinite(f.scores)).sum()} scores are not finite")
+        if masks and len(f.masks) != len(f):
+            raise InputError(f"{name}: {len(f.masks)} masks must be as many as the {len(f)} boxes")
+
+
+def check_masks(truth: Sequence[Truth], found: Sequence[Detections]) -> None:
+    """Raises an InputError unless each object and each detection has a mask of the image's size."""
+    for t, f in zip(truth, found, strict=True):
+        segmentations = [s for s in t.segmentations if s is not None and len(s)]
+        if len(segmentations) != len(t.labels):
+            raise InputError(
+                f"truth of image {t.image_id}: {len(segmentations)} of {len(t.labels)} objects "
+                "have a mask"
+            )
+        name = f"detections in image {t.image_id}"
+        if len(f.masks) != len(f):
+            raise InputError(f"{name}: {len(f.masks)} of {len(f)} have a mask")
+        for mask in f.masks:
+            if list(mask["size"]) != [t.height, t.width]:
+                raise InputError(
+                    f"{name}: a mask of {' x '.join(map(str, mask['size']))} must be {t.height} x "
+                    f"{t.width}, as the image is"
+                )
 
 
 def _check_boxes(name: str, boxes: np.ndarray, labels: np.ndarray, classes: int) -> None:

@@ -19,10 +19,12 @@ from vitlab.evaluation.boxes import (
     box_iou,
     check,
     check_found,
+    check_masks,
     ignored,
     match,
     on_ignored,
 )
+from vitlab.evaluation.masks import mask_area
 
 # COCO's twelve numbers in its order, of which the last three, AR by size, are not reported.
 _SIZES = ("AP_small", "AP_medium", "AP_large")
@@ -48,9 +50,12 @@ class CocoEvaluation:
 
 
 def coco_evaluation(
-    truth: Sequence[Truth], found: Sequence[Detections], class_names: Sequence[str]
+    truth: Sequence[Truth],
+    found: Sequence[Detections],
+    class_names: Sequence[str],
+    of: Literal["boxes", "masks"] = "boxes",
 ) -> CocoEvaluation:
-    """Runs COCO's evaluation of boxes once; the functions below read it.
+    """Runs COCO's evaluation of boxes or of masks once; the functions below read it.
 
     Matching and accumulation are faster-coco-eval's, whose numbers are those of pycocotools. A
     detection that lies in a crowd region of its class counts neither way, and a false positive in
@@ -60,6 +65,7 @@ def coco_evaluation(
         truth: of each image.
         found: in each image, as many as there are; COCO counts the best 100 of each class.
         class_names: of the labels.
+        of: what overlaps: boxes, or masks, which each object and each detection must have.
 
     Returns:
         The evaluation.
@@ -67,28 +73,49 @@ def coco_evaluation(
     Raises:
         InputError: see `evaluation.boxes`.
     """
+    if of not in ("boxes", "masks"):
+        raise InputError(f"coco_evaluation: of {of!r} must be 'boxes' or 'masks'")
     check(truth, found, len(class_names))
+    masks = of == "masks"
+    if masks:
+        check_masks(truth, found)
     # Numbers of one's own, in the order of the data set's: ids of images decide between detections
     # of equal score, and ids that occur twice (two splits as one) would merge their images. No id
     # is 0, which the evaluator takes for "unmatched".
     order = np.argsort([image.image_id for image in truth], kind="stable")
     truth, found = [truth[i] for i in order], [found[i] for i in order]
     image_ids, category_ids = np.arange(1, 1 + len(truth)), np.arange(1, 1 + len(class_names))
+    data_images = [{"id": number} for number in image_ids.tolist()]
+    outlines = {}, {}
+    if masks:
+        for row, t in zip(data_images, truth, strict=True):
+            row |= {"height": t.height, "width": t.width}
+        outlines = (
+            {"segmentation": [_segmentation(s) for t in truth for s in t.segmentations]},
+            {"segmentation": [mask for f in found for mask in f.masks]},
+        )
 
-    def coco(images, **columns) -> COCO:
+    def coco(images, segmentations, **columns) -> COCO:
         ids = range(1, 1 + sum(map(len, columns["area"])))
         columns = {name: np.concatenate(values).tolist() for name, values in columns.items()}
+        columns |= {"id": ids, **segmentations}
         data = {
-            "images": [{"id": number} for number in image_ids.tolist()],
-            "annotations": _rows(images, image_ids, category_ids, id=ids, **columns),
+            "images": data_images,
+            "annotations": _rows(images, image_ids, category_ids, **columns),
             "categories": [{"id": number} for number in category_ids.tolist()],
         }
         return COCO(data, print_function=_silent)
 
+    area = [mask_area(f.masks) if masks else box_area(f.boxes) for f in found]
     evaluator = COCOeval_faster(
-        coco(truth, area=[t.area for t in truth], iscrowd=[t.crowd.astype(int) for t in truth]),
-        coco(found, area=[box_area(f.boxes) for f in found], score=[f.scores for f in found]),
-        iouType="bbox",
+        coco(
+            truth,
+            outlines[0],
+            area=[t.area for t in truth],
+            iscrowd=[t.crowd.astype(int) for t in truth],
+        ),
+        coco(found, outlines[1], area=area, score=[f.scores for f in found]),
+        iouType="segm" if masks else "bbox",
         print_function=_silent,
     )
     evaluator.run()
@@ -145,14 +172,19 @@ def coco_results(
         category_ids: int[classes], the data set's own number of each label.
 
     Returns:
-        One `{"image_id", "category_id", "bbox": [x, y, width, height], "score"}` a detection.
+        One `{"image_id", "category_id", "bbox": [x, y, width, height], "score"}` a detection, and
+        "segmentation" where the detections have masks. Of rows with both, pycocotools takes the
+        size S, M or L from the box: leave out "bbox" for its AP of masks by size.
 
     Raises:
         InputError: see `evaluation.boxes`.
     """
     check_found(found, image_ids, len(category_ids))
-    scores = np.concatenate([f.scores for f in found]).tolist()
-    return _rows(found, image_ids, category_ids, score=scores)
+    columns = {"score": np.concatenate([f.scores for f in found]).tolist()}
+    masks = [mask for f in found for mask in f.masks]
+    if masks:
+        columns["segmentation"] = masks
+    return _rows(found, image_ids, category_ids, **columns)
 
 
 def voc_ap(
@@ -287,6 +319,13 @@ def _rows(images, image_ids, category_ids, **columns) -> list[dict]:
         **columns,
     }
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _segmentation(found) -> dict | list:
+    """The outline of a true object as COCO writes it; see `evaluation.boxes.Truth`."""
+    if hasattr(found, "counts"):
+        return {"size": list(found.size), "counts": list(found.counts)}
+    return [np.asarray(polygon).ravel().tolist() for polygon in found]
 
 
 def _silent(*_) -> None:

@@ -1,4 +1,4 @@
-"""Pictures of detection: boxes beside the truth, precision against recall, AP of each class.
+"""Pictures of detection: boxes beside the truth, precision against recall, bars of classes.
 
 As in `evaluation.pictures`, each function writes one PNG and returns nothing.
 """
@@ -84,7 +84,7 @@ def boxes_beside_truth(
         names = [class_names[label] for label in t.labels]
         _draw(left, t.boxes, names, objects, dashed=t.crowd)
         missed = objects.count(_WRONG_COLOR)
-        left.set_title(f"truth: {_count(len(t.labels), 'object')}, {missed} missed", **_TITLE)
+        left.set_title(f"truth: {count(len(t.labels), 'object')}, {missed} missed", **_TITLE)
         names = [
             f"{class_names[label]} {score:.2f}"
             for label, score in zip(f.labels, f.scores, strict=True)
@@ -132,21 +132,21 @@ def precision_recall_curves(
     write(figure, path)
 
 
-def class_bars(per_class_ap: Mapping[str, float], path: epath.PathLike) -> None:
-    """AP of each class as a bar, the highest first.
+def class_bars(per_class: Mapping[str, float], path: epath.PathLike, what: str = "AP") -> None:
+    """A metric of each class as a bar, the highest first.
 
     Args:
-        per_class_ap: in [0, 1] by class name; of more than 80 the 40 highest and 40 lowest are
-            drawn. Without any the picture says so.
+        per_class: in [0, 1] by class name; of more than 80 the 40 highest and 40 lowest are drawn.
+            Without any the picture says so.
         path: of the PNG.
+        what: the metric's name, such as "IoU".
     """
-    if not per_class_ap:
-        write(nothing("no class has an object"), path)
+    if not per_class:
+        write(nothing(f"{what} of 0 classes"), path)
         return
-    ordered = sorted(per_class_ap.items(), key=lambda item: -item[1])
-    title = (
-        f"AP of {_count(len(ordered), 'class', 'es')}, mean {np.mean([*per_class_ap.values()]):.3f}"
-    )
+    ordered = sorted(per_class.items(), key=lambda item: -item[1])
+    mean = np.mean([*per_class.values()])
+    title = f"{what} of {count(len(ordered), 'class', 'es')}, mean {mean:.3f}"
     if len(ordered) > _MAX_BARS:
         title += f" (the {_MAX_BARS // 2} highest and lowest)"
         ordered = ordered[: _MAX_BARS // 2] + ordered[-_MAX_BARS // 2 :]
@@ -227,5 +227,5 @@ def _draw(axes: Axes, boxes, names: Sequence[str], colors: Sequence[str], dashed
         )
 
 
-def _count(number: int, noun: str, plural: str = "s") -> str:
+def count(number: int, noun: str, plural: str = "s") -> str:
     return f"{number} {noun}{'' if number == 1 else plural}"

@@ -24,6 +24,15 @@ DETECTORS = {
     "plain_detr": "vitlab.models.plain_detr:PlainDETR",
 }
 
+# Models around a backbone that give each pixel a class.
+SEGMENTERS = {
+    "segmenter": "vitlab.models.segmenter:Segmenter",
+    "unet": "vitlab.models.unet:UNet",
+}
+
+# Models around a ViT that find segments of any kind.
+UNIVERSAL_SEGMENTERS = {"eomt": "vitlab.models.eomt:EoMT"}
+
 # Fields of a module that the framework sets, not the user.
 _FRAMEWORK = ("parent", "name", "dtype", "axis_name")
 
@@ -43,12 +52,15 @@ def build_model(section: Mapping[str, Any], where: str = "config.model", **given
     return build_module(cls, fields, where, **given)
 
 
-def build_detector(section: Mapping[str, Any], **given: Any) -> nn.Module:
-    """The detector that `config.model` describes by its name, `backbone` and the other fields.
+def build_around_backbone(
+    section: Mapping[str, Any], table: Mapping[str, str], **given: Any
+) -> nn.Module:
+    """The model of a table that `config.model` describes by its name, `backbone` and the other
+    fields.
 
     Arguments and errors as in `build_model`.
     """
-    cls, fields = _class(section, DETECTORS, "config.model")
+    cls, fields = _class(section, table, "config.model")
     return build_with_backbone(cls, fields, **given)
 
 
@@ -84,7 +96,8 @@ def build_module(
 
 def model_settings(model: nn.Module) -> dict[str, Any]:
     """The inverse of `build_model` and `build_with_backbone`, with every default written out."""
-    names = {path: name for name, path in (MODELS | DETECTORS).items()}
+    tables = MODELS | DETECTORS | SEGMENTERS | UNIVERSAL_SEGMENTERS
+    names = {path: name for name, path in tables.items()}
     name = names.get(f"{type(model).__module__}:{type(model).__name__}")
     settings = {"name": name} if name else {}
     for field in _fields(type(model)):

@@ -184,7 +184,12 @@ class ConvNeXt(nn.Module):
         """The output of each stage, before any norm, keyed by its stride: patch_size * (1, 2, 4,
         8), so 4, 8, 16, 32. f[batch, height // stride, width // stride, channels]."""
         _, out = self(images, train)
-        return {self.patch_size * 2**i: out[f"stage_{i + 1}"] for i in range(4)}
+        return {stride: out[f"stage_{i}"] for i, stride in enumerate(self.strides, 1)}
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Of the feature maps, in pixels."""
+        return tuple(self.patch_size * 2**i for i in range(4))
 
     @property
     def num_layers(self) -> int:

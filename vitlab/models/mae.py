@@ -48,6 +48,10 @@ class MAE(nn.Module):
             )
         if not isinstance(self.backbone, ViT) or self.backbone.pool not in ("cls", "gap"):
             raise InputError("MAE needs a ViT as its backbone, with pool 'cls' or 'gap'")
+        if self.backbone.stem != "patch":
+            raise InputError(
+                "MAE needs a backbone with stem='patch': in another a patch tells of the next"
+            )
         for field in ("num_classes", "patch_dropout", "norm_after_pool", "rep_size"):
             if getattr(self.backbone, field):
                 raise InputError(f"MAE's backbone has no {field}: that is for the fine-tuning")

@@ -217,8 +217,13 @@ class ResNet(nn.Module):
         """The output of each stage, keyed by its stride: 4, 8, 16, 32, or 1, 2, 4, 8 with the
         small stem. f[batch, ceil(height / stride), ceil(width / stride), channels]."""
         _, out = self(images, train, content)
+        return {stride: out[f"stage_{i}"] for i, stride in enumerate(self.strides, 1)}
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Of the feature maps, in pixels."""
         first = 4 if self.stem == "imagenet" else 1
-        return {first * 2**i: out[f"stage_{i + 1}"] for i in range(len(self.widths))}
+        return tuple(first * 2**i for i in range(len(self.widths)))
 
     @property
     def num_layers(self) -> int:

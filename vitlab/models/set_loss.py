@@ -128,7 +128,8 @@ class SetLoss:
         pairs = (query[..., None] == jnp.arange(found.logits.shape[2])) & mask[..., None]
         counted = jnp.broadcast_to(counted, found.logits.shape[:3])
         if self.classification == "softmax":
-            classes = self._softmax(found.logits, targets.labels, pairs, counted, mask)
+            labels = targets.labels
+            classes = softmax_classes(found.logits, labels, pairs, counted, mask, self.no_object)
         else:
             classes = self._sigmoid(found.logits, targets.labels, pairs, counted, iou), number
         return {
@@ -142,16 +143,6 @@ class SetLoss:
         iou = _paired(found, targets, query)[2]
         mask = jnp.broadcast_to(targets.mask[:, None], query.shape)
         return jnp.where(mask, iou, 0).sum(), mask.sum().astype(iou.dtype)
-
-    def _softmax(self, logits, labels, pairs, counted, pairs_there):
-        nothing = logits.shape[-1] - 1
-        matched = pairs.any(axis=2)
-        target = jnp.where(matched, (pairs * labels[:, None, :, None]).sum(axis=2), nothing)
-        log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), target[..., None], axis=-1)[..., 0]
-        weight = jnp.where(matched, 1.0, self.no_object) * counted
-        # The sum of the weights, as one can know it before anything is matched.
-        number = pairs_there.sum() * (1 - self.no_object) + counted.sum() * self.no_object
-        return -(weight * log_p).sum(), number.astype(log_p.dtype)
 
     def _sigmoid(self, logits, labels, pairs, counted, iou):
         p = jax.nn.sigmoid(logits)
@@ -169,6 +160,29 @@ class SetLoss:
             aim = jax.lax.stop_gradient(jnp.maximum(aim, 0.01))
             losses = on * (aim * yes + (1 - aim) * no) + (1 - on) * p**self.gamma * no
         return (losses * counted[..., None]).sum()
+
+
+def softmax_classes(
+    logits: Array, labels: Array, pairs: Array, counted: Array, there: Array, no_object: float
+) -> tuple[Array, Array]:
+    """Cross-entropy over the classes and "no object", the last: its sum f32[], and its count f32[],
+    the sum of the queries' weights, as one can know it before anything is matched.
+
+    Args:
+        logits: f32[batch, sets, queries, classes + 1].
+        labels: i32[batch, targets].
+        pairs: bool[batch, sets, targets, queries], what is matched.
+        counted: bool[batch, sets, queries], the queries that count.
+        there: bool[batch, sets, targets], the targets that are.
+        no_object: weight of a query that is not matched.
+    """
+    matched = pairs.any(axis=2)
+    target = (pairs * labels[:, None, :, None]).sum(axis=2)
+    target = jnp.where(matched, target, logits.shape[-1] - 1)
+    log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), target[..., None], axis=-1)[..., 0]
+    weight = jnp.where(matched, 1.0, no_object) * counted
+    number = there.sum() * (1 - no_object) + counted.sum() * no_object
+    return -(weight * log_p).sum(), number.astype(log_p.dtype)
 
 
 def _paired(found: Boxes, targets: Targets, query: Array) -> tuple[Array, Array, Array, Array]:

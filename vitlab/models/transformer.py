@@ -104,9 +104,10 @@ class Block(nn.Module):
     def __call__(self, x, rope=None, mask=None, keys=None, drop_rate=None):
         """x: f[batch, tokens, width] -> the same, and {suffix of the stage's name: its value}.
 
-        mask: bool[batch, tokens], the tokens that are attended to, None for all; keys: key[batch]
-        for the random draws, None turns them off; drop_rate: the probability of skipping a branch
-        for a whole example (stochastic depth, 1603.09382), which may be traced.
+        mask: bool[batch, tokens], the tokens that are attended to, or of each query by itself, as
+        `ops.attention` has it; None for all. keys: key[batch] for the random draws, None turns them
+        off. drop_rate: the probability of skipping a branch for a whole example (stochastic depth,
+        1603.09382), which may be traced.
         """
         keys = [None] * 5 if keys is None else split_each(keys, 5)
 
@@ -134,27 +135,30 @@ class Encoder(nn.Module):
     scan: bool = False
 
     @nn.compact
-    def __call__(self, x, rope=None, mask=None, keys=None):
+    def __call__(self, x, rope=None, mask=None, keys=None, start=0, stop=None):
         """x: f[batch, tokens, width] -> the same, and {"block_0", "block_0/attention", ...}.
 
         A block's parameters are its own, and its random draws depend on `keys` and its index alone,
-        with `scan` (which compiles one block and loops over the stacked parameters) as without.
+        with `scan` (which compiles one block and loops over the stacked parameters) as without, and
+        whether all blocks run or those from `start` on, up to `stop` (not included).
         """
+        some = range(self.depth)[start:stop]
         keys = None if keys is None else split_each(keys, self.depth)
         rates = jnp.linspace(0, self.drop_path, self.depth) if self.drop_path else None
         scan, stages = self.scan and not self.is_initializing(), {}
-        if scan:
-            params = (self.variables["params"][f"block_{i}"] for i in range(self.depth))
+        if scan and some:
+            params = (self.variables["params"][f"block_{i}"] for i in some)
             params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
             block = self.make_block(parent=None)
 
             def step(x, layer):
                 return block.apply({"params": layer[0]}, x, rope, mask, *layer[1:])
 
-            x, stacked = jax.lax.scan(step, x, (params, keys, rates))
-        for i in range(self.depth):
+            layers = jax.tree.map(lambda a: a[start:stop], (keys, rates))
+            x, stacked = jax.lax.scan(step, x, (params, *layers))
+        for i in some:
             if scan:
-                values = jax.tree.map(lambda a, i=i: a[i], stacked)
+                values = jax.tree.map(lambda a, i=i: a[i - some.start], stacked)
             else:
                 layer = jax.tree.map(lambda a, i=i: a[i], (keys, rates))
                 x, values = self.make_block(name=f"block_{i}")(x, rope, mask, *layer)

@@ -57,6 +57,30 @@ class LearnedPosition(nn.Module):
         return resize_position_embedding(row, grid, old_grid=old).reshape(*grid, self.width)
 
 
+class ConvStem(nn.Module):
+    """Patches by 3x3 convolutions of stride 2, each of twice the channels of the one before, and a
+    1x1 ("Early Convolutions Help Transformers See Better", 2106.14881): with few images, or few
+    epochs, a ViT learns much from it. LayerNorm where that has batch statistics."""
+
+    patch_size: int
+    width: int
+    make_norm: Callable
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x, content=None):
+        """x: f[batch, height, width, channels]; content: see `ViT.feature_maps`."""
+        conv = partial(nn.Conv, padding=1, use_bias=False, dtype=self.dtype)
+        number = self.patch_size.bit_length() - 1
+        for i in range(number):
+            channels = max(self.width >> (number - i), 8)
+            x = conv(channels, (3, 3), strides=2, name=f"conv_{i}")(x)
+            x = nn.relu(self.make_norm(name=f"norm_{i}")(x))
+            if content is not None:  # zero, as it is outside of an image
+                x = x * content_mask(content, x.shape[1:3], 2 ** (i + 1))[..., None]
+        return nn.Conv(self.width, (1, 1), dtype=self.dtype, name="out")(x)
+
+
 class MAPHead(nn.Module):
     """Multi-head attention pooling (2106.04560): a learned probe attends to the tokens."""
 
@@ -88,6 +112,7 @@ class ViT(nn.Module):
     mlp_dim: int | None = None  # without a variant 4 x width
     num_heads: int | None = None
     num_classes: int | None = None  # None: no head, the output is what the head would get
+    stem: Literal["patch", "conv"] = "patch"  # how patches are embedded; conv: see `ConvStem`
     pos_embed: Literal["learned", "sincos2d", "sincos2d_mae", "rope", "none"] = "learned"
     rope_theta: float = 100.0
     pool: Literal["cls", "gap", "map", "none"] = "cls"  # gap, map: of patches; none: every token
@@ -136,6 +161,10 @@ class ViT(nn.Module):
         if self.width % unit:
             heads = f"num_heads={self.num_heads} and pos_embed={self.pos_embed}"
             raise InputError(f"ViT width {self.width} is no multiple of {unit}, with {heads}")
+        if self.stem == "conv" and self.patch_size & (self.patch_size - 1):
+            raise InputError(
+                f"ViT patch_size is {self.patch_size}: with stem='conv' it must be a power of 2"
+            )
         if self.class_token is None:
             self.class_token = self.pool == "cls"
         if self.pool == "cls" and not self.class_token:
@@ -145,9 +174,14 @@ class ViT(nn.Module):
     def setup(self):
         width, mae, dtype = self.width, self.weight_init == "mae", self.dtype
         patch, normal = (self.patch_size, self.patch_size), nn.initializers.normal
+        # The variance in two passes: the difference of one pass cancels where the mean is large.
+        norm = partial(nn.LayerNorm, self.norm_eps, use_fast_variance=False, dtype=dtype)
         init = XAVIER_PATCH if mae else nn.initializers.lecun_normal()
         conv = partial(nn.Conv, padding="VALID", kernel_init=init, dtype=dtype)
-        self.patch_embedding = conv(width, patch, patch, use_bias=not self.pre_norm)
+        if self.stem == "conv":
+            self.patch_embedding = ConvStem(self.patch_size, width, norm, dtype)
+        else:
+            self.patch_embedding = conv(width, patch, patch, use_bias=not self.pre_norm)
         std = 0.02 if mae else width**-0.5
         self.position_embedding = LearnedPosition(width, std)
         prefix = []
@@ -159,8 +193,6 @@ class ViT(nn.Module):
             prefix += [self.param("registers", normal(0.02), (1, self.num_registers, width))]
         self.prefix = prefix
 
-        # The variance in two passes: the difference of one pass cancels where the mean is large.
-        norm = partial(nn.LayerNorm, self.norm_eps, use_fast_variance=False, dtype=dtype)
         attend = partial(Attention, self.num_heads, dtype=dtype)
         mlp = partial(Mlp, self.mlp_dim, self.mlp, dtype=dtype)
         qkv = {"qkv_bias": self.qkv_bias, "qkv_init": XAVIER_QKV if mae else XAVIER}
@@ -184,17 +216,19 @@ class ViT(nn.Module):
     def row_keys(self, x):  # key[batch], new ones at each call, for draws on x f[batch, ...]
         return row_keys(self.make_rng("dropout"), len(x), self.axis_name)
 
-    def embed(self, images):
-        """images f[batch, height, width, channels] -> the patches' tokens with positions,
-        f[batch, patches, width]; the rotary table f32[patches, 2, head_dim // 2] or None; stages.
-        Raises InputError if the patch does not divide the images."""
+    def embed(self, images, content=None):
+        """images f[batch, height, width, channels]; content: see `feature_maps` -> the patches'
+        tokens with positions, f[batch, patches, width]; the rotary table f32[patches, 2,
+        head_dim // 2] or None; stages. Raises InputError if the patch does not divide the images.
+        """
         p, (height, width) = self.patch_size, (*images.shape, 0, 0)[1:3]
         if images.ndim != 4 or height % p or width % p or not height * width:
             fit = " x ".join(str(max(side // p, 1) * p) for side in (height, width))
             legal = f"(batch, height, width, channels) in whole patches of {p}: {fit}, say"
             raise InputError(f"ViT images are {images.shape}, but must be {legal}")
         grid = (height // p, width // p)
-        x = self.patch_embedding(images)
+        seen = {"content": content} if self.stem == "conv" else {}  # a patch sees no other
+        x = self.patch_embedding(images, **seen)
         stages, rope = {"patch_embedding": x}, None
         if self.pos_embed == "learned":
             x = x + self.position_embedding(grid).astype(x.dtype)
@@ -206,20 +240,25 @@ class ViT(nn.Module):
         stages["with_position"] = x
         return rearrange(x, "b h w d -> b (h w) d"), rope, stages
 
+    def with_prefix(self, prefix, tokens, rope=None, mask=None):
+        """Puts tokens that are no patches, f[1, some, width] each, before the tokens, with rows of
+        the rotary table that turn nothing, and with a mask that lets them be attended to."""
+        prefix = [jnp.repeat(p.astype(tokens.dtype), len(tokens), axis=0) for p in prefix]
+        x = jnp.concatenate([*prefix, tokens], axis=1)
+        number = x.shape[1] - tokens.shape[1]
+        if rope is not None:  # cosine 1, sine 0
+            still = jnp.zeros((*rope.shape[:-3], number, *rope.shape[-2:]))
+            rope = jnp.concatenate([still.at[..., 0, :].set(1), rope], axis=-3)
+        if mask is not None:
+            mask = jnp.pad(mask, [(0, 0), (number, 0)], constant_values=True)
+        return x, rope, mask
+
     def encode(self, tokens, rope=None, train=False, mask=None):
         """The blocks and the norm, on the tokens of all patches or of any of them (as in MAE).
         tokens f[batch, patches, width]; their rows of the rotary table f32[(batch,) patches, 2,
         head_dim // 2]; mask bool[batch, patches], what is no padding
         -> f[batch, num_prefix + patches, width], stages."""
-        prefix = [jnp.repeat(p.astype(tokens.dtype), len(tokens), axis=0) for p in self.prefix]
-        x = jnp.concatenate([*prefix, tokens], axis=1)
-        if rope is not None and prefix:  # what is not a patch is not rotated: cosine 1, sine 0
-            still = jnp.zeros((*rope.shape[:-3], self.num_prefix, *rope.shape[-2:]))
-            rope = jnp.concatenate([still.at[..., 0, :].set(1), rope], axis=-3)
-
-        if mask is not None:
-            mask = jnp.pad(mask, [(0, 0), (self.num_prefix, 0)], constant_values=True)
-
+        x, rope, mask = self.with_prefix(self.prefix, tokens, rope, mask)
         random, stages = train and (self.dropout or self.drop_path), {}
         keys, block_keys = (self.row_keys(x) if random else None for _ in range(2))
         x = dropout(x, self.dropout, keys)
@@ -264,13 +303,18 @@ class ViT(nn.Module):
 
         content i32[batch, 2]: height and width in pixels of what is no padding; patches beyond are
         attended to by none. What is padding in a patch that is not should be zero."""
-        tokens, rope, stages = self.embed(images)
+        tokens, rope, stages = self.embed(images, content)
         mask = None
         if content is not None:
             grid = stages["with_position"].shape[1:3]
             mask = content_mask(content, grid, self.patch_size).reshape(tokens.shape[:2])
         x = self.encode(tokens, rope, train, mask)[0][:, self.num_prefix :]
         return {self.patch_size: x.reshape(stages["with_position"].shape)}
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Of the feature maps, in pixels."""
+        return (self.patch_size,)
 
     @property
     def num_prefix(self) -> int:

@@ -1,12 +1,15 @@
 """What the tasks share whose model has a `backbone`."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import flax.linen as nn
+import numpy as np
 
 from vitlab import config as config_lib
 from vitlab.models.build import model_settings
+from vitlab.tasks.task import Arrays, Examples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,6 +20,8 @@ class AroundBackbone:
     loss_config: Any
     augment_config: Any
 
+    names: ClassVar[str] = "class_names"
+
     def settings(self) -> dict[str, Any]:
         """The sections that this task read, resolved."""
         return {
@@ -24,6 +29,11 @@ class AroundBackbone:
             "loss": config_lib.as_dict(self.loss_config),
             "augment": config_lib.as_dict(self.augment_config),
         }
+
+    def reduce(self, outputs: Mapping[str, np.ndarray], examples: Examples) -> Arrays:
+        """All of them."""
+        del examples
+        return outputs
 
     def layer_of(self, path: str) -> int:
         """The backbone's layer of a parameter; all else is in the one after its last."""

@@ -93,6 +93,7 @@ class Classification:
     classes: tuple[str, ...]
     axis_name: str | None = None
 
+    names: ClassVar[str] = "class_names"
     evaluators: ClassVar[tuple[str, ...]] = ("classification",)
     class_parameters: ClassVar[tuple[str, ...]] = ("head/.*",)
     some_metrics: ClassVar[tuple[str, ...]] = ()
@@ -224,6 +225,11 @@ class Classification:
         """Nothing: the outputs of the whole split say what to draw."""
         del variables, batch, normalize
         return {}
+
+    def reduce(self, outputs: Mapping[str, np.ndarray], examples: Examples) -> Arrays:
+        """All of them."""
+        del examples
+        return outputs
 
     def metrics(self, outputs: Mapping[str, np.ndarray], examples: Examples) -> dict[str, float]:
         """See `vitlab.evaluation.classification.classification_metrics`."""

@@ -17,38 +17,17 @@ from vitlab.errors import InputError
 from vitlab.evaluation import detection as metrics_lib
 from vitlab.evaluation import detection_pictures as draw
 from vitlab.evaluation import pictures
-from vitlab.models.build import build_detector
+from vitlab.models.build import DETECTORS, build_around_backbone
 from vitlab.models.detr import Boxes
 from vitlab.models.set_loss import SetLoss, Targets
-from vitlab.ops import augment as augment_ops
 from vitlab.ops import keys
 from vitlab.ops.boxes import to_centres, to_corners
-from vitlab.ops.padding import content_mask
 from vitlab.tasks.backbone import AroundBackbone
+from vitlab.tasks.photometric import AugmentConfig, photometric, without_padding
 from vitlab.tasks.task import Arrays, Examples
 
 # Detections of an image that are kept, as many as COCO counts.
 MAX_DETECTIONS = 100
-
-
-@dataclasses.dataclass(frozen=True)
-class AugmentConfig:
-    """`config.augment`: photometric, on the device. What moves boxes is in the preprocessing.
-
-    Attributes:
-        color_jitter: brightness, contrast, saturation, hue: torchvision's strengths.
-        color_jitter_prob: that an image is jittered at all.
-        greyscale: probability of losing its colours.
-    """
-
-    color_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
-    color_jitter_prob: float = 1.0
-    greyscale: float = 0.0
-
-    def __post_init__(self):
-        for name in ("color_jitter_prob", "greyscale"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name} is {getattr(self, name)} but must be in [0, 1]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,8 +64,9 @@ class Detection(AroundBackbone):
             raise InputError("config.data.source has no classes: detection needs boxes of some")
         loss = config_lib.section(loss, SetLoss, "config.loss")
         softmax = loss.classification == "softmax"
-        module = build_detector(
+        module = build_around_backbone(
             model,
+            DETECTORS,
             num_classes=len(classes) + softmax,
             # A sigmoid says 1 % at first: nearly all that it sees is background (1708.02002).
             class_bias=0.0 if softmax else -math.log(99),
@@ -117,25 +97,14 @@ class Detection(AroundBackbone):
         """Makes `image` f32, augmented, zero where it is padding; and adds `targets`."""
         del step
         _check(batch, "config.data.preprocess")
-        c = self.augment_config
-        images = _mean_in_padding(batch["image"].astype(jnp.float32) / 255.0, batch)
-
-        def example_keys(purpose):
-            return keys.example_keys(seed, purpose, batch["epoch"], batch["id"])
-
-        if any(c.color_jitter):
-            images = augment_ops.color_jitter(
-                images, example_keys("color_jitter"), *c.color_jitter, p=c.color_jitter_prob
-            )
-        if c.greyscale:
-            images = augment_ops.random_greyscale(images, example_keys("greyscale"), c.greyscale)
+        images = photometric(self.augment_config, batch, normalize, seed)
         size = _size(batch)[:, None, ::-1]  # width, height
         boxes = to_centres(batch["boxes"]) / jnp.tile(size, 2)
         mask = batch["box_mask"] & batch["mask"][:, None]
         targets = Targets(boxes, batch["box_label"], mask)
-        images = _without_padding(normalize(images * 255.0), batch)
         if getattr(self.model, "denoising", 0):
-            noisy = jax.vmap(self.model.noisy_copies)(example_keys("denoising"), targets)
+            example_keys = keys.example_keys(seed, "denoising", batch["epoch"], batch["id"])
+            noisy = jax.vmap(self.model.noisy_copies)(example_keys, targets)
             batch = {**batch, "noisy": noisy}
         return {**batch, "image": images, "targets": targets}
 
@@ -185,7 +154,7 @@ class Detection(AroundBackbone):
         """Of each row the best detections: boxes f32[k, 4] as corners in pixels of the original
         image, scores f32[k] best first, labels i32[k]."""
         _check(batch, "the evaluator's preprocess")
-        images = _without_padding(normalize(batch["image"]), batch)
+        images = without_padding(normalize(batch["image"]), batch)
         found, _ = self.model.apply(variables, images, batch.get("content"))
         size = jnp.tile(_size(batch)[:, None, ::-1], 2)
         scale, offset = (jnp.tile(x, 2)[:, None] for x in jnp.split(batch["affine"], 2, axis=1))
@@ -279,21 +248,6 @@ def _size(batch: Arrays) -> jax.Array:
     return jnp.broadcast_to(
         jnp.asarray(batch["image"].shape[1:3], jnp.float32), (len(batch["image"]), 2)
     )
-
-
-def _without_padding(images: jax.Array, batch: Arrays) -> jax.Array:
-    if "content" not in batch:
-        return images
-    return images * content_mask(batch["content"], images.shape[1:3])[..., None]
-
-
-def _mean_in_padding(images: jax.Array, batch: Arrays) -> jax.Array:
-    """Each image's own mean colour as its padding, so that contrast is taken of the image alone."""
-    if "content" not in batch:
-        return images
-    mask = content_mask(batch["content"], images.shape[1:3])[..., None]
-    mean = (images * mask).sum(axis=(1, 2), keepdims=True) / mask.sum(axis=(1, 2), keepdims=True)
-    return jnp.where(mask, images, mean)
 
 
 def _sets(found: Boxes) -> Boxes:

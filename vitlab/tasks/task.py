@@ -10,6 +10,7 @@ import numpy as np
 
 from vitlab.config import nearest
 from vitlab.data.annotations import Annotation
+from vitlab.data.segments import Segments
 from vitlab.errors import InputError
 
 Arrays = Mapping[str, Any]
@@ -31,6 +32,17 @@ class Examples(Protocol):
     def category_ids(self) -> tuple[int, ...]:
         """The data set's own numbers of the classes, of a source that has boxes."""
 
+    def segments(self, id: int) -> Segments:
+        """The segments in the original image, of a source that has some."""
+
+    @property
+    def segment_names(self) -> tuple[str, ...]:
+        """The classes of the segments, of a source that has some."""
+
+    @property
+    def things(self) -> tuple[bool, ...]:
+        """Which of `segment_names` are of objects that can be counted."""
+
     def to_pixels(self, images: np.ndarray) -> np.ndarray:
         """Normalized images to uint8, the inverse of `normalize`."""
 
@@ -43,6 +55,7 @@ class Task(Protocol):
     f32[] over the true rows of the batch that the function sees; the step adds up the devices'.
     """
 
+    names: ClassVar[str]  # which names of a source it tells apart: class_names or segment_names
     # Legal values of `config.evaluators.NAME.kind`, besides "features".
     evaluators: ClassVar[tuple[str, ...]]
     classes: tuple[str, ...]  # what the head tells apart, or none
@@ -79,7 +92,10 @@ class Task(Protocol):
         """Fresh variables: `params` and the model's other collections."""
 
     def augment(self, batch: Arrays, normalize: Callable, seed: int, step: jax.Array) -> Arrays:
-        """uint8 images to what `loss` takes, on the device; draws as in `ops/keys.py`."""
+        """uint8 images to what `loss` takes, on the device; draws as in `ops/keys.py`.
+
+        A training batch has `progress` f32[batch] besides: the part of the run that is done.
+        """
 
     def loss(self, params: Any, model_state: Any, batch: Arrays, key: jax.Array):
         """`({term: (sum, count, weight)}, {metric: (sum, count)}, new model state)`."""
@@ -92,6 +108,10 @@ class Task(Protocol):
 
     def show(self, variables: Arrays, batch: Arrays, normalize: Callable) -> Arrays:
         """What `pictures` needs of a few rows besides: a dict of arrays `[batch, ...]`, or none."""
+
+    def reduce(self, outputs: Mapping[str, np.ndarray], examples: Examples) -> Arrays:
+        """What to keep of the outputs of some examples until those of all the split are there, on
+        the host: arrays `[examples, ...]`, with their `id`."""
 
     def metrics(self, outputs: Mapping[str, np.ndarray], examples: Examples) -> dict[str, float]:
         """Metrics of a whole split, from the outputs of each of its examples exactly once."""
@@ -124,7 +144,9 @@ TASKS = {
     "classification": "vitlab.tasks.classification:Classification",
     "detection": "vitlab.tasks.detection:Detection",
     "mae": "vitlab.tasks.mae:MaskedAutoencoding",
+    "segmentation": "vitlab.tasks.segmentation:Segmentation",
     "simclr": "vitlab.tasks.simclr:Contrastive",
+    "universal_segmentation": "vitlab.tasks.universal_segmentation:UniversalSegmentation",
 }
 
 

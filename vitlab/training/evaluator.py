@@ -64,10 +64,10 @@ def make_evaluator(
         if config.features.protocols:
             train = split(config.features.train_source or source, config.features.train_split)
         return FeatureEvaluator(name, config, task, test, train, options)
-    if task.classes and tuple(test.source.class_names) != classes:
+    found = tuple(getattr(test.source, task.names, ()))
+    if task.classes and found != classes:
         raise InputError(
-            f"{where}: its classes {few(test.source.class_names)} are not "
-            f"the training data's {few(classes)}"
+            f"{where}: its classes {few(found)} are not the training data's {few(classes)}"
         )
     return Evaluator(name, config, task, test, options)
 
@@ -106,6 +106,7 @@ class Evaluator:
         outputs = self._split.shapes(self._evaluate, variables)
         zeros = {k: np.zeros(v.shape, v.dtype) for k, v in outputs.items()}
         zeros["id"] = np.zeros(1, np.int32)
+        zeros = self._task.reduce(zeros, self._split)
         names = {*self._task.metrics(zeros, self._split), *self._task.some_metrics}
         return {f"{self.name}/{name}" for name in names}
 
@@ -126,7 +127,9 @@ class Evaluator:
             found = parallelism.to_host(self._show(variables, batch))
             shown.update({f"shown/{k}": v[found["mask"]] for k, v in found.items() if k != "mask"})
 
-        outputs = self._split.run(self._evaluate, variables, self.name, log, stop, look)
+        outputs = self._split.run(
+            self._evaluate, variables, self.name, log, stop, look, self._task.reduce
+        )
         if outputs is None:
             return None
         metrics = self._task.metrics(outputs, self._split)

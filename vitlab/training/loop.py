@@ -80,7 +80,7 @@ class _Run:
         self.setup, self.workdir, self.console = setup, workdir, console
         self.experiment = setup.experiment
         self.memory = Memory(
-            classes=list(setup.source.class_names) if setup.task.classes else [],
+            classes=list(setup.classes) if setup.task.classes else [],
             category_ids=list(getattr(setup.source, "category_ids", ())),
             examples=len(setup.source),
             best=Best(self.experiment.checkpoint.best),

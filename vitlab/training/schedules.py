@@ -15,22 +15,25 @@ class ScheduleConfig:
     """`config.schedule`.
 
     Attributes:
-        name: `cosine` and `linear` fall to `end_factor`; `constant`; `rsqrt` falls as
+        name: `cosine`, `linear` and `poly` fall to `end_factor`, the last as `(1 - t)^power` over
+            the time t from 0 to 1 (DeepLab, 1606.00915); `constant`; `rsqrt` falls as
             `sqrt(t / (t + step))` after the warm-up, with `t` the `timescale` ("Scaling Vision
             Transformers", Zhai et al. 2022); `stair` multiplies by `decay_factor` at each of
             `decay_at`.
         warmup: linear from 0.
         cooldown: linear to 0 at the end, whatever the body.
-        end_factor: what cosine and linear end at, as a fraction of the peak.
+        end_factor: what cosine, linear and poly end at, as a fraction of the peak.
+        power: of poly.
         timescale: of rsqrt.
         decay_at: of stair: fractions of the whole training, ascending.
         decay_factor: of stair.
     """
 
-    name: Literal["cosine", "linear", "constant", "rsqrt", "stair"] = "cosine"
+    name: Literal["cosine", "linear", "poly", "constant", "rsqrt", "stair"] = "cosine"
     warmup: Duration = Duration()
     cooldown: Duration = Duration()
     end_factor: float = 0.0
+    power: float = 0.9
     timescale: Duration = Duration(10_000, "steps")
     decay_at: tuple[float, ...] = ()
     decay_factor: float = 0.1
@@ -41,8 +44,10 @@ class ScheduleConfig:
                 f"decay_at is {list(self.decay_at)} and the schedule {self.name}: stair "
                 "needs fractions of the training such as [0.5, 0.75], others none"
             )
-        if self.end_factor and self.name not in ("cosine", "linear"):
+        if self.end_factor and self.name not in ("cosine", "linear", "poly"):
             raise InputError(f"end_factor does nothing to the schedule {self.name}")
+        if self.power <= 0 or self.power != 0.9 and self.name != "poly":
+            raise InputError(f"power is {self.power}: it must be above 0, and only poly has one")
         if any(not 0 < at < 1 for at in self.decay_at) or list(self.decay_at) != sorted(
             self.decay_at
         ):
@@ -76,6 +81,8 @@ def make_schedule(
         body = optax.cosine_decay_schedule(peak, length, config.end_factor)
     elif config.name == "linear":
         body = optax.linear_schedule(peak, peak * config.end_factor, length)
+    elif config.name == "poly":
+        body = optax.polynomial_schedule(peak, peak * config.end_factor, config.power, length)
     elif config.name == "constant":
         body = optax.constant_schedule(peak)
     elif config.name == "stair":

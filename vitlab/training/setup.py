@@ -38,6 +38,7 @@ class Setup:
         experiment: the typed config; `resolved` is the same as nested dicts with every default.
         hash: names the config, see `NOT_IN_HASH`.
         mesh, source, preprocess, task, evaluators, schedule: what they are called.
+        classes: names of what the task tells apart in the source.
         total: optimizer steps of the whole training.
         target: the `TrainState` as `jax.ShapeDtypeStruct`s with shardings.
 
@@ -58,8 +59,9 @@ class Setup:
             )
         self.source = open_source(exp.data.source, exp.data.split)
         self.preprocess = Preprocess.parse(exp.data.preprocess)
-        classes = tuple(self.source.class_names)
-        self.task = task_class(exp.task).from_config(
+        task = task_class(exp.task)
+        self.classes = classes = tuple(getattr(self.source, task.names, ()))
+        self.task = task.from_config(
             exp.model, exp.loss, exp.augment, classes, jnp.dtype(exp.dtype()), self._axis_name
         )
         self.resolved = {**config_lib.as_dict(exp), **self.task.settings()}
@@ -96,6 +98,7 @@ class Setup:
             exp.ema_decay,
             frozen_parameters(exp.optimizer, params),
             self._axis_name,
+            self.total,
         )
         shape = jax.eval_shape(lambda: self._state(self._variables()))
         shape = shape.replace(totals=self._totals(shape))
@@ -273,7 +276,7 @@ class Setup:
         fresh = flax.traverse_util.flatten_dict({**variables["params"], **own}, sep="/")
         other, classes = self._other_run()
         task, heads = other.get("task"), ()
-        if task != self.experiment.task or classes != list(self.source.class_names):
+        if task != self.experiment.task or classes != list(self.classes):
             theirs = task_class(task).class_parameters if task else ()
             heads = (*self.task.class_parameters, *theirs)
         name = self.resolved["model"].get("name")  # of a detector, or of a backbone alone

@@ -14,6 +14,7 @@ from vitlab.data.decode import decode
 from vitlab.data.image_ops import grey_to_rgb
 from vitlab.data.pipeline import eval_batches, first_example
 from vitlab.data.preprocess import Preprocess
+from vitlab.data.segments import Segments
 from vitlab.data.sources import open_source
 from vitlab.errors import InputError
 from vitlab.training import parallelism
@@ -85,11 +86,18 @@ class Split:
         log: Callable[[str], None],
         stop: Stop,
         look: Callable[[Any], None] = lambda batch: None,
+        reduce: Callable[[Outputs, "Split"], Outputs] = lambda outputs, split: outputs,
     ) -> Outputs | None:
         """What `function(variables, batch)` gives for every example, with `id`; None if stopped.
 
-        `look` is called with the first batch besides.
+        `look` is called with the first batch besides; `reduce` keeps of each batch's outputs what
+        is needed of it.
         """
+
+        def fetched(piece):
+            piece = parallelism.to_host(piece)
+            return reduce({k: v[piece["mask"]] for k, v in piece.items() if k != "mask"}, self)
+
         index, count = parallelism.process_share(self._mesh)
         batches = eval_batches(
             self.source,
@@ -111,15 +119,13 @@ class Split:
                 outputs = function(variables, placed)
                 pieces.append({**outputs, "id": placed["id"], "mask": placed["mask"]})
                 if len(pieces) > 1:  # one batch behind, so that the devices never wait for it
-                    pieces[-2] = parallelism.to_host(pieces[-2])
+                    pieces[-2] = fetched(pieces[-2])
         finally:
             batches.close()
         if batches.broken:
             log(f"{name}: {batches.broken_report()}")
-        rows = [*pieces[:-1], parallelism.to_host(pieces[-1])]
-        return {
-            k: np.concatenate([row[k][row["mask"]] for row in rows]) for k in rows[0] if k != "mask"
-        }
+        rows = [*pieces[:-1], fetched(pieces[-1])]
+        return {k: np.concatenate([row[k] for row in rows]) for k in rows[0]}
 
     def image(self, index: int) -> np.ndarray:
         """Pixels uint8[height, width, channels] of an example, as the model sees them."""
@@ -138,6 +144,20 @@ class Split:
         """The data set's own numbers of the classes, of a source that has boxes."""
         return self.source.category_ids
 
+    def segments(self, index: int) -> Segments:
+        """The segments of an example, in its original image, of a source that has some."""
+        return self.source.segments(int(index))
+
+    @property
+    def segment_names(self) -> tuple[str, ...]:
+        """The classes of the segments, of a source that has some."""
+        return self.source.segment_names
+
+    @property
+    def things(self) -> tuple[bool, ...]:
+        """Which of `segment_names` are of objects that can be counted."""
+        return self.source.things
+
     def to_pixels(self, images: np.ndarray) -> np.ndarray:
         """Normalized images to uint8, the inverse of `normalize`."""
         pixels = (images - self.preprocess.shift) / self.preprocess.scale
@@ -147,6 +167,6 @@ class Split:
         """Whether the two have examples in common, as far as source strings tell."""
         return self.spec == other.spec and any(
             a.name == b.name and a.start < b.stop and b.start < a.stop
-            for a in self.source.segments
-            for b in other.source.segments
+            for a in self.source.ranges
+            for b in other.source.ranges
         )

@@ -57,6 +57,7 @@ def make_train_step(
     ema_decay: float | None = None,
     frozen: Any = None,
     axis_name: str | None = None,
+    total_steps: int = 1,
 ) -> Callable[[TrainState, dict[str, jax.Array]], TrainState]:
     """A pure function `(state, batch) -> state`, to be compiled.
 
@@ -72,11 +73,13 @@ def make_train_step(
             gradients count in no norm, and XLA does not compute them.
         axis_name: the mapped axis where the step sees one device's rows of the batch (`pmap`);
             None where it sees all of them.
+        total_steps: of the run, for what changes along it.
     """
 
     def step_fn(state: TrainState, batch: dict[str, jax.Array]) -> TrainState:
         step = state.step
-        batch = task.augment(batch, normalize, seed, step)
+        progress = jnp.full(batch["id"].shape, step / total_steps, jnp.float32)
+        batch = task.augment({**batch, "progress": progress}, normalize, seed, step)
 
         def loss_fn(params, model_state, part, index):
             key = jax.random.fold_in(keys.batch_key(seed, "model", step), index)

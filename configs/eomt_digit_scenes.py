@@ -1,0 +1,46 @@
+"""Digits in coloured scenes, one by one: EoMT from scratch, on a laptop, with nothing to download.
+
+    python -m vitlab.main --config configs/eomt_digit_scenes.py
+
+RESULT
+"""
+
+import ml_collections
+
+from vitlab.config import parse_arg
+
+
+def get_config(arg=None):
+    """`arg`: `epochs=N`."""
+    arg = parse_arg(arg, epochs=10)
+
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.task = "universal_segmentation"
+    config.model = dict(
+        name="eomt",
+        backbone=dict(name="vit", width=128, depth=5, num_heads=4, patch_size=4, pool="gap"),
+        num_queries=12,
+        num_blocks=3,
+    )
+    config.data = dict(
+        source="digit_scenes",
+        split="train",
+        preprocess="decode|scale_jitter(64,0.8,1.25)|pad_segments(6)|value_range(-1,1)",
+    )
+    config.batch_size = 16
+    config.total_epochs = arg.epochs
+    config.optimizer = dict(name="adamw", lr=1e-3, weight_decay=0.05, clip_norm=1.0)
+    config.schedule = dict(name="poly", warmup_steps=200)
+    config.ema_decay = 0.998
+    config.evaluators = dict(
+        test=dict(
+            kind="segmentation",
+            split="test",
+            preprocess="decode|pad_segments(6)|value_range(-1,1)",
+            every_epochs=2,
+        ),
+    )
+    config.checkpoint = dict(every_epochs=2, keep=1)
+    config.logging = dict(every_steps=100)
+    return config

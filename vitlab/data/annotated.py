@@ -1,0 +1,177 @@
+"""Images with boxes as a source, whatever format their annotations have."""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from vitlab.data.annotations import RLE, Annotation, Annotations, Record, Segmentation
+from vitlab.data.decode import image_size
+from vitlab.data.folders import place_in_order, read_file
+from vitlab.data.segments import Segments, from_objects
+from vitlab.data.splits import resolve, split_names
+from vitlab.errors import InputError
+
+
+class AnnotatedSource:
+    """Images with boxes: a `Source` whose examples have "objects", an `Annotation` that has no
+    outlines, and no label.
+
+    Where the objects have outlines, their segments are those objects and, as one more class, the
+    background. The order of the examples is that of a hash of their names, as in `FolderSource`.
+
+    Args:
+        where: the source string, for errors.
+        split: e.g. "train[:90%]".
+        read: gives the annotations of a split by its name; an InputError where there is none.
+
+    Raises:
+        InputError: from `read`, or two splits have other classes, or an image's size is needed and
+            cannot be read.
+    """
+
+    def __init__(self, where: str, split: str, read):
+        found: dict[str, Annotations] = {}
+        for name in dict.fromkeys(split_names(split)):
+            found[name] = read(name)
+            if not found[name].records:
+                raise InputError(f"{where}: the split {name} holds no image")
+        first, *others = found.items()
+        for name, other in others:
+            if other.class_names != first[1].class_names:
+                raise InputError(
+                    f"{where}: the split {name} has the classes {', '.join(other.class_names)} "
+                    f"but {first[0]} has {', '.join(first[1].class_names)}"
+                )
+        self.class_names, self.category_ids = first[1].class_names, first[1].category_ids
+        # The background last, so that a label means the same in `Annotation` and `Segments`.
+        self.segment_names = (*self.class_names, "background")
+        self.things = (True,) * len(self.class_names) + (False,)
+        self.notes = [note for each in found.values() for note in each.notes]
+        ordered = {
+            name: sorted(each.records, key=lambda record: place_in_order(record.name))
+            for name, each in found.items()
+        }
+        sizes = {name: len(records) for name, records in ordered.items()}
+        self.ranges = resolve(split, sizes, where)
+        records = [r for name, start, stop in self.ranges for r in ordered[name][start:stop]]
+        self._paths = [record.path for record in records]
+        labels = {name: label for label, name in enumerate(self.class_names)}
+        self._annotations, faults = [], []
+        for record in records:
+            try:
+                self._annotations.append(self._annotation(record, labels))
+            except InputError as error:  # all of them, not the first alone
+                faults.append(str(error))
+        if faults:
+            more = f", and {len(faults) - 1} more like it" if len(faults) > 1 else ""
+            raise InputError(f"{faults[0]}{more}: mend or remove what cannot be read")
+        self._outlines = _Outlines([[o.segmentation for o in r.objects] for r in records])
+
+    def _annotation(self, record: Record, labels: dict[str, int]) -> Annotation:
+        size = record.size or image_size(read_file(record.path), record.path)
+        objects = record.objects
+        boxes = np.array([o.box for o in objects], np.float64).reshape(-1, 4)
+        width, height = size
+        clipped = np.clip(boxes, 0, [width, height, width, height])
+        for number in np.flatnonzero((np.abs(clipped - boxes) > 1).any(axis=1)):
+            box = ", ".join(f"{side:g}" for side in boxes[number])
+            self.notes.append(
+                f"{record.path}: box ({box}) of {objects[number].name!r} reaches outside of the "
+                f"{width} x {height} image and was clipped"
+            )
+        sides = clipped[:, 2:] - clipped[:, :2]
+        for number in np.flatnonzero((sides <= 0).any(axis=1)):
+            self.notes.append(
+                f"{record.path}: a box of {objects[number].name!r} has no area: training leaves it "
+                "out"
+            )
+        # Two negative sides, of corners in the wrong order, would multiply to an area.
+        areas = zip(objects, np.maximum(sides, 0).prod(axis=1), strict=True)
+        return Annotation(
+            image_id=record.image_id,
+            width=width,
+            height=height,
+            boxes=clipped,
+            labels=np.array([labels[o.name] for o in objects], np.int32),
+            crowd=np.array([o.crowd for o in objects], bool),
+            difficult=np.array([o.difficult for o in objects], bool),
+            area=np.array([a if o.area is None else o.area for o, a in areas], np.float64),
+        )
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {
+            "image": read_file(self._paths[index]),
+            "objects": self.objects(index),
+            "segments": functools.partial(self.segments, index),
+        }
+
+    def objects(self, index: int) -> Annotation:
+        """What is known of example `index`, without its image and the outlines of its objects."""
+        return self._annotations[index]
+
+    def annotation(self, index: int) -> Annotation:
+        """What is known of example `index`, without its image."""
+        return dataclasses.replace(self.objects(index), segmentations=self._outlines[index])
+
+    def segments(self, index: int) -> Segments:
+        """The segments of example `index`, without its image.
+
+        Raises:
+            InputError: one of its objects has no outline.
+        """
+        found = self.annotation(index)
+        for label, outline in zip(found.labels, found.segmentations, strict=True):
+            if outline is None:
+                name = self.class_names[label]
+                raise InputError(f"{self._paths[index]}: object {name!r} has a box but no mask")
+        return from_objects(found, background=len(self.class_names))
+
+    def describe(self, index: int) -> str:
+        return self._paths[index]
+
+
+class _Outlines:
+    """The segmentations of all images in a few long arrays, which reach a worker process in a
+    moment; a million short ones would take it seconds."""
+
+    def __init__(self, images: Sequence[Sequence[Segmentation]]):
+        objects = [each for image in images for each in image]
+        pieces = [_pieces(each) for each in objects]
+        values = [piece for each in pieces for piece in each]
+        self._objects = _bounds(images)  # of each image
+        self._pieces = _bounds(pieces)  # of each object
+        self._bounds = _bounds(values)  # of each piece
+        self._values = np.concatenate([np.zeros(0), *values])
+        sizes = [each.size if isinstance(each, RLE) else (0, 0) for each in objects]
+        self._sizes = np.array(sizes, np.int32).reshape(-1, 2)  # of masks
+
+    def __getitem__(self, image: int) -> tuple[Segmentation, ...]:
+        return tuple(map(self._one, range(*self._objects[image : image + 2].tolist())))
+
+    def _one(self, number: int) -> Segmentation:
+        first, last = self._pieces[number : number + 2].tolist()
+        bounds = itertools.pairwise(self._bounds[first : last + 1].tolist())
+        pieces = [self._values[start:stop] for start, stop in bounds]
+        height, width = self._sizes[number].tolist()
+        if height:
+            return RLE((height, width), tuple(pieces[0].astype(int).tolist()))
+        return tuple(piece.reshape(-1, 2) for piece in pieces) or None
+
+
+def _pieces(segmentation: Segmentation) -> list[np.ndarray]:
+    """Of an outline its polygons, of a mask its counts: f64[...] each."""
+    if isinstance(segmentation, RLE):
+        return [np.array(segmentation.counts, np.float64)]
+    return [polygon.ravel() for polygon in segmentation or ()]
+
+
+def _bounds(groups: Sequence[Sequence]) -> np.ndarray:
+    """Where each of the groups begins, and the last ends, if they stand one after the other."""
+    return np.cumsum([0, *map(len, groups)])

@@ -1,0 +1,44 @@
+"""Masks of objects as COCO's evaluator takes them: run lengths, compressed.
+
+Such a mask is a dict of "size", [height, width], and "counts", a string, ready for a json file.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from faster_coco_eval.core import mask as coco_mask
+
+from vitlab.errors import InputError
+
+
+def encode_masks(masks: np.ndarray) -> list[dict]:
+    """The masks of one image.
+
+    Args:
+        masks: bool[n, height, width].
+
+    Returns:
+        n masks.
+
+    Raises:
+        InputError: the array is of another shape or type.
+    """
+    masks = np.asarray(masks)
+    if masks.ndim != 3 or masks.dtype != bool:
+        raise InputError(
+            f"encode_masks: masks {masks.dtype}{list(masks.shape)} must be bool[n, height, width]"
+        )
+    encoded = coco_mask.encode(np.asfortranarray(masks.transpose(1, 2, 0).astype(np.uint8)))
+    return [{"size": mask["size"], "counts": mask["counts"].decode()} for mask in encoded]
+
+
+def mask_boxes(masks: Sequence[dict]) -> np.ndarray:
+    """f64[n, 4], the box around each mask as x0, y0, x1, y1; (0, 0, 0, 0) of an empty one."""
+    boxes = np.reshape(coco_mask.toBbox(list(masks)), (-1, 4)).astype(np.float64)
+    boxes[:, 2:] += boxes[:, :2]
+    return boxes
+
+
+def mask_area(masks: Sequence[dict]) -> np.ndarray:
+    """f64[n], how many pixels each mask has."""
+    return np.asarray(coco_mask.area(list(masks)), np.float64)
