@@ -26,10 +26,18 @@ TINY = {
         ],
         "OWN": ["--config.total_steps=2", "--config.schedule.warmup_steps=1"],
     },
+    "segmentation": {
+        "TRAIN": [
+            "--config.total_steps=2", "--config.schedule.warmup_steps=1", "--config.batch_size=4",
+            "--config.evaluators.test.split=test[:8]",
+        ],
+        "OWN": ["--config.total_steps=2", "--config.schedule.warmup_steps=1"],
+    },
 }  # fmt: skip
 # Pictures, and what must be said.
 SHOWN = {
     "self_supervised": (4, ("left behind: decoder", "simclr_tuned")),
+    "segmentation": (6, ("images", "AP50", "own mIoU")),
     "detection": (6, ("boxes per image", "left behind: decoder", "own      AP50")),
 }
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "colab").glob("*.ipynb"))

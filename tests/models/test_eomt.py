@@ -322,6 +322,7 @@ def test_masks_have_cells_of_four_pixels_but_for_small_and_odd_patches(patch, st
     [
         ({"backbone": ResNet("18")}, "EoMT backbone is a ResNet: .* a plain ViT .*"),
         ({"num_queries": 0}, "EoMT num_queries is 0: it must be at least 1"),
+        ({"backbone": ViT(**VIT | {"patch_dropout": 0.5})}, "EoMT has no patch_dropout: .*"),
         ({"num_blocks": 0}, "EoMT num_blocks is 0: it must be from 1 to the ViT's depth, 2"),
         ({"num_blocks": 3}, "EoMT num_blocks is 3: it must be from 1 to the ViT's depth, 2"),
         ({"backbone": ViT(**VIT | {"patch_size": 7})}, "patch_size 7, .* no multiple of 2, .*"),

@@ -12,6 +12,7 @@ import pytest
 from flax.traverse_util import unflatten_dict
 
 from vitlab.errors import InputError
+from vitlab.models.convnext import ConvNeXt
 from vitlab.models.resnet import ResNet
 from vitlab.models.segmenter import Segmenter
 from vitlab.models.vit import ViT
@@ -231,6 +232,7 @@ def test_dropout_acts_in_training_alone_and_each_row_draws_its_own():
     ("fields", "said"),
     [
         ({"decoder": "conv"}, "Segmenter decoder is 'conv': it must be mask or linear"),
+        ({"depth": 0}, r"depth is 0, dropout 0.1 and drop_path 0.0: .* the others in \[0, 1\)"),
         ({"window": 10}, "window is 10 and window_stride None: both .* the logits' stride, 4"),
         ({"window": 0}, "window is 0 and window_stride None: both .* the logits' stride, 4"),
         ({"window_stride": 8}, "window is None and window_stride 8: both .* stride, 4"),
@@ -243,3 +245,12 @@ def test_dropout_acts_in_training_alone_and_each_row_draws_its_own():
 def test_wrong_fields_are_named_in_one_line(fields, said):
     with pytest.raises(InputError, match=f"^[^\n]*{said}$"):
         Segmenter(ViT(**VIT), 3, **fields)
+
+
+def test_a_backbone_that_cannot_keep_padding_out_is_refused_where_there_is_some():
+    backbone = ConvNeXt(widths=(4, 4, 4, 4), depths=(1, 1, 1, 1))
+    model = Segmenter(backbone, 3, "linear")
+    whole, odd = jnp.zeros((1, 32, 32, 3)), jnp.zeros((1, 30, 32, 3))
+    assert jax.eval_shape(model.init, jax.random.key(0), whole)
+    with pytest.raises(InputError, match="ConvNeXt cannot keep padding out of its feature maps"):
+        jax.eval_shape(model.init, jax.random.key(0), odd)

@@ -198,6 +198,24 @@ def test_feature_maps_are_the_patches_without_class_token_and_registers(images):
         np.testing.assert_array_equal(maps[8][:, row, column], token)
 
 
+def test_a_stem_of_convolutions_makes_patches_of_which_padding_is_no_part():
+    sizes = {**SMALL, "patch_size": 4, "pool": "gap", "pos_embed": "none"}
+    model = ViT(**sizes, stem="conv")
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.normal(size=(1, 12, 16, 3)), jnp.float32)
+    variables = drawn(model, images)
+    maps = jax.jit(lambda x, content: model.apply(variables, x, content=content,
+                                                  method="feature_maps")[4])  # fmt: skip
+    whole = maps(images, None)
+    assert whole.shape == (1, 3, 4, 16)
+    padded = jnp.pad(images, [(0, 0), (0, 8), (0, 4), (0, 0)])
+    np.testing.assert_allclose(maps(padded, jnp.array([[12, 16]]))[:, :3, :4], whole, atol=2e-5)
+    # Two 3x3 convolutions of stride 2 and a 1x1: 3 -> 8 -> 8 -> 16 channels, without biases within.
+    stem = variables["params"]["patch_embedding"]
+    count = sum(x.size for x in jax.tree.leaves(stem))
+    assert count == 27 * 8 + 16 + 72 * 8 + 16 + 8 * 16 + 16
+
+
 def test_a_learned_table_is_resized_to_the_images_of_apply(images):
     model = ViT(**SMALL)
     variables = drawn(model, images)
@@ -313,6 +331,7 @@ def test_initialisation_is_the_recipe(images):
         ({"variant": "S"}, "patch_size"),
         ({"variant": "S/0"}, "patch_size"),
         ({"patch_size": 8, "width": 24, "num_heads": 3}, "depth"),
+        ({"variant": "S/14", "stem": "conv"}, "patch_size is 14: with stem='conv' .* power of 2"),
         ({"variant": "S/16", "num_heads": 5}, "width 384.*num_heads=5"),
         ({"variant": "S/16", "width": 36, "pos_embed": "rope"}, "multiple of 24.*rope"),
         ({"variant": "S/16", "pool": "mean"}, "pool is 'mean': one of cls, gap, map, none"),

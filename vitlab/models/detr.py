@@ -6,6 +6,7 @@ learned queries into as many boxes, each of a class or of none. No anchors, no s
 of the layers are those of github.com/facebookresearch/detr; biases begin at zero or next to it.
 """
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -202,13 +203,30 @@ def feature_map(
 ) -> tuple[Array, Array]:
     """The backbone's map of the greatest stride, f[batch, rows, columns, channels], and which of
     its cells hold some of the image, bool[batch, rows, columns]."""
-    seen = {} if content is None or not mask_backbone else {"content": content}
-    maps = backbone.feature_maps(images, train, **seen)
+    maps = feature_maps(backbone, images, content if mask_backbone else None, train)
     stride = max(maps)
     features = maps[stride]
     if content is None:
         return features, jnp.ones(features.shape[:3], bool)
     return features, content_mask(content, features.shape[1:3], stride)
+
+
+def feature_maps(
+    backbone: nn.Module, images: Array, content: Array | None, train: bool
+) -> dict[int, Array]:
+    """The backbone's maps by their strides, f[batch, rows, columns, channels].
+
+    Raises:
+      InputError: there is padding, and the backbone cannot keep it out of its maps.
+    """
+    if content is None:
+        return backbone.feature_maps(images, train)
+    if "content" not in inspect.signature(backbone.feature_maps).parameters:
+        raise InputError(
+            f"a {type(backbone).__name__} cannot keep padding out of its feature maps: use a ResNet "
+            f"or a ViT, or images of one size whose sides {backbone.strides[-1]} divides"
+        )
+    return backbone.feature_maps(images, train, content=content)
 
 
 def check_sizes(model: nn.Module) -> None:

@@ -20,6 +20,7 @@ from jax import Array
 from vitlab.errors import InputError
 from vitlab.models.transformer import Dense
 from vitlab.models.vit import ViT
+from vitlab.ops.convolution import depthwise, doubled
 from vitlab.ops.keys import row_keys, split_each
 from vitlab.ops.padding import content_mask
 from vitlab.ops.windows import pad_to_multiple
@@ -68,6 +69,8 @@ class EoMT(nn.Module):
                 f"EoMT backbone is a {type(self.backbone).__name__}: its queries join the blocks "
                 "of a plain ViT (name='vit')"
             )
+        if self.backbone.patch_dropout:
+            raise InputError("EoMT has no patch_dropout: every patch has a mask to be part of")
         if self.num_queries < 1:
             raise InputError(f"EoMT num_queries is {self.num_queries}: it must be at least 1")
         if not 1 <= self.num_blocks <= self.backbone.depth:
@@ -187,16 +190,30 @@ class Predict(nn.Module):
             x = nn.gelu(x, approximate=False) if i < 2 else x
         norm = partial(nn.LayerNorm, 1e-6, use_fast_variance=False, dtype=self.dtype)
         for i in range(enlargements(self.patch_size)):
-            up = partial(nn.ConvTranspose, width, (2, 2), (2, 2), dtype=self.dtype)
-            patches = nn.gelu(up(name=f"up_{i}_enlarge")(patches), approximate=False)
+            patches = Doubling(self.dtype, name=f"up_{i}_enlarge")(patches)
+            patches = nn.gelu(patches, approximate=False)
             if content is not None:  # zero, as what is beyond the canvas is to the convolution
                 stride = self.patch_size // 2 ** (i + 1)
                 patches = patches * content_mask(content, patches.shape[1:3], stride)[..., None]
-            depthwise = partial(nn.Conv, width, (3, 3), feature_group_count=width, use_bias=False)
-            patches = depthwise(dtype=self.dtype, name=f"up_{i}_depthwise")(patches)
+            kernel = self.param(f"up_{i}_depthwise", nn.initializers.lecun_normal(), (3, 3, 1, width))
+            patches = depthwise(patches, kernel.astype(self.dtype))
             patches = norm(name=f"up_{i}_norm")(patches)
         masks = jnp.einsum("bqc,bhwc->bqhw", x, patches, preferred_element_type=float32)
         return Masks(logits, masks)
+
+
+class Doubling(nn.Module):
+    """Twice the rows and columns, as by `nn.ConvTranspose` of kernel and stride 2."""
+
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """x: f[batch, rows, columns, width] -> f[batch, 2 rows, 2 columns, width]."""
+        width = x.shape[-1]
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (2, 2, width, width))
+        bias = self.param("bias", nn.initializers.zeros, (width,))
+        return doubled(x, kernel.astype(self.dtype)) + bias.astype(self.dtype)
 
 
 def enlargements(patch_size: int) -> int:

@@ -57,6 +57,11 @@ class Segmenter(nn.Module):
     def __post_init__(self):
         if self.decoder not in ("mask", "linear"):
             raise InputError(f"Segmenter decoder is {self.decoder!r}: it must be mask or linear")
+        if self.depth < 1 or not 0 <= self.dropout < 1 or not 0 <= self.drop_path < 1:
+            raise InputError(
+                f"Segmenter depth is {self.depth}, dropout {self.dropout} and drop_path "
+                f"{self.drop_path}: depth must be at least 1, the others in [0, 1)"
+            )
         check_windows(self)
         super().__post_init__()
 
@@ -86,8 +91,11 @@ class Segmenter(nn.Module):
             return logits, stages | {"logits": logits}
 
         width = self.width or features.shape[-1]
+        heads = self.num_heads or max(1, width // 64)
+        if width % heads:
+            raise InputError(f"Segmenter width {width} is no multiple of its {heads} num_heads")
         norm = partial(nn.LayerNorm, 1e-5, use_fast_variance=False)
-        attend = partial(Attention, self.num_heads or max(1, width // 64), dtype=self.dtype)
+        attend = partial(Attention, heads, dtype=self.dtype)
         mlp = partial(Mlp, self.mlp_dim or 4 * width, dropout=self.dropout, dtype=self.dtype)
         make_norm = partial(norm, dtype=self.dtype)
         block = partial(Block, attend, mlp, make_norm, dropout=self.dropout)
@@ -98,12 +106,13 @@ class Segmenter(nn.Module):
         classes = self.param("class_embedding", init, (1, self.num_classes, width))
         classes = jnp.broadcast_to(classes, (len(x), *classes.shape[1:])).astype(x.dtype)
         x = jnp.concatenate([x, classes], axis=1)
-        mask = rearrange(mask, "b h w -> b (h w)")
-        mask = jnp.pad(mask, [(0, 0), (0, self.num_classes)], constant_values=True)
+        if content is not None:
+            mask = rearrange(mask, "b h w -> b (h w)")
+            mask = jnp.pad(mask, [(0, 0), (0, self.num_classes)], constant_values=True)
         random = train and (self.dropout or self.drop_path)
         keys = row_keys(self.make_rng("dropout"), len(x), self.axis_name) if random else None
         x, _ = Encoder(self.depth, block, self.drop_path, name="decoder_blocks")(
-            x, mask=mask, keys=keys
+            x, mask=None if content is None else mask, keys=keys
         )
         x = norm(dtype=self.dtype, name="decoder_norm")(x)
 

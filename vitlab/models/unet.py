@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from vitlab.errors import InputError
+from vitlab.models.detr import feature_maps
 from vitlab.models.resnet import conv
 from vitlab.models.segmenter import check_windows
 from vitlab.ops.padding import content_mask
@@ -74,14 +75,13 @@ class UNet(nn.Module):
         """
         rows, columns = (-(-side // self.stride) for side in images.shape[1:3])
         images, content = pad_to_multiple(images, content, self.backbone.strides[-1])
-        seen = {} if content is None else {"content": content}
 
         def keep(x, stride):  # nothing where there is padding alone, as a convolution pads
             if content is None:
                 return x
             return x * content_mask(content, x.shape[1:3], stride)[..., None]
 
-        maps = self.backbone.feature_maps(images, train, **seen)
+        maps = feature_maps(self.backbone, images, content, train)
         maps = {stride: keep(x, stride) for stride, x in maps.items()}
         stride = max(maps)
         x, stages = maps[stride], {"feature_map": maps[stride]}
