@@ -87,7 +87,11 @@ OVERRIDES = {
     "detr_own_data": TINY_RESNET,
     "detr_r50_coco": TINY_RESNET,
     "detr_vit_s16_coco": TINY_DETECTOR,
-    "segmenter_digit_scenes": {"model.depth": 1, "model.mlp_dim": 16},
+    "segmenter_digit_scenes": {
+        "model.backbone.widths": "(4,4)",
+        "model.backbone.depths": "(1,1)",
+        "model.widths": "(4,4)",
+    },
     "segmenter_vit_s16_ade20k": {**TINY_SEGMENTER, "data.workers": 0},
     "segmenter_camvid": {**TINY_SEGMENTER, "data.workers": 0},
     "segmenter_own_data": {**TINY_UNET, "data.workers": 0},

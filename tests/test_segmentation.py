@@ -20,6 +20,7 @@ VIT = {"name": "vit", "width": 8, "depth": 1, "num_heads": 2, "patch_size": 8, "
 RUN = {"batch_size": 4, "total_steps": 1, "schedule.warmup_steps": 0,
        "logging.tensorboard": False, "model.backbone": VIT, "ema_decay": None}  # fmt: skip
 SEGMENTER = {**RUN, "model.depth": 1, "model.num_heads": 2, "model.mlp_dim": 8}
+MASK = "segmenter_digit_scenes.py:model=segmenter"
 EOMT = {**RUN, "model.num_queries": 6, "model.num_blocks": 1}
 COLOUR = "decode|resize(64)|grey_to_rgb|value_range(-1,1)"
 
@@ -35,7 +36,8 @@ def scenes(tmp_path_factory):
 
 def run(config, workdir, overrides):
     flags = [f"--config.{key}={value}" for key, value in overrides.items()]
-    return main(["--config", str(ROOT / f"configs/{config}.py"), "--workdir", str(workdir), *flags])
+    config = config if ".py" in config else f"{config}.py"
+    return main(["--config", str(ROOT / f"configs/{config}"), "--workdir", str(workdir), *flags])
 
 
 def write_masks(folder, names=("paper", "ink"), largest=1):
@@ -64,7 +66,7 @@ def own(tmp_path_factory):
 def segmenter(tmp_path_factory):
     """A segmenter of ten digits and the background."""
     workdir = tmp_path_factory.mktemp("run") / "digits"
-    assert run("segmenter_digit_scenes", workdir, SEGMENTER) == 0
+    assert run(MASK, workdir, SEGMENTER) == 0
     return workdir
 
 
@@ -107,7 +109,8 @@ def test_accumulation_equals_the_large_batch(config, tmp_path):
     for parts in (1, 2):
         workdir = tmp_path / str(parts)
         more = {"accumulate": parts, "total_steps": 2, "logging.every_steps": 1}
-        assert run(f"{config}_digit_scenes", workdir, {**settings, **more}) == 0
+        name = {"segmenter": MASK, "eomt": "eomt_digit_scenes"}[config]
+        assert run(name, workdir, {**settings, **more}) == 0
         rows = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
         losses.append([row["train/loss"] for row in rows if "train/loss" in row])
     np.testing.assert_allclose(*losses, rtol=1e-5)
@@ -116,7 +119,7 @@ def test_accumulation_equals_the_large_batch(config, tmp_path):
 @pytest.mark.slow
 def test_a_segmenter_for_other_classes_keeps_all_but_its_heads(segmenter, own, tmp_path, capsys):
     settings = {**SEGMENTER, **own, "init_from": segmenter, "optimizer.lr": 0.0}
-    assert run("segmenter_digit_scenes", tmp_path / "own", settings) == 0
+    assert run(MASK, tmp_path / "own", settings) == 0
     left = re.search(r"left behind: (.*)", capsys.readouterr().out)[1]
     assert left == "class_embedding (1), mask_norm (2)"
     before, after = transfer.read(segmenter)[0], transfer.read(tmp_path / "own")[0]
@@ -153,9 +156,9 @@ def test_segmenters_start_from_mae_simclr_and_a_classifier(tmp_path, capsys):
     left = {"mae": "decoder", "simclr": "projector", "classifier": "head (2)"}
     for start, config in (("mae", "eomt"), ("simclr", "segmenter"), ("classifier", "segmenter")):
         capsys.readouterr()
-        sizes = EOMT if config == "eomt" else SEGMENTER
+        name, sizes = ("eomt_digit_scenes", EOMT) if config == "eomt" else (MASK, SEGMENTER)
         settings = {**sizes, "init_from": tmp_path / start, "optimizer.lr": 0.0}
-        assert run(f"{config}_digit_scenes", tmp_path / f"from_{start}", settings) == 0
+        assert run(name, tmp_path / f"from_{start}", settings) == 0
         assert f"left behind: {left[start]}" in capsys.readouterr().out
         before = transfer.read(tmp_path / start)[0]
         after = transfer.read(tmp_path / f"from_{start}")[0]
@@ -185,7 +188,7 @@ def test_segmenters_start_from_mae_simclr_and_a_classifier(tmp_path, capsys):
     ],
 )  # fmt: skip
 def test_a_users_mistake_is_one_line(overrides, said, tmp_path, capsys):
-    assert run("segmenter_digit_scenes", tmp_path / "run", {**SEGMENTER, **overrides}) == 2
+    assert run(MASK, tmp_path / "run", {**SEGMENTER, **overrides}) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
     assert said in lines[0]
@@ -196,12 +199,12 @@ def test_more_segments_than_queries_and_a_mask_beyond_the_classes_are_one_line(t
     assert "6 targets cannot each be matched with one of 5 queries" in capsys.readouterr().err
     source = write_masks(tmp_path / "wrong", largest=2)
     wrong = {**SEGMENTER, "data.source": source, "evaluators": "{}"}
-    assert run("segmenter_digit_scenes", tmp_path / "wrong_run", wrong) == 2
+    assert run(MASK, tmp_path / "wrong_run", wrong) == 2
     assert re.search(r"masks/\d+.png.* 2", capsys.readouterr().err)
 
 
 def test_an_evaluation_that_cuts_the_image_is_refused(tmp_path, capsys):
     settings = {**SEGMENTER, "evaluators.test.preprocess":
                 "decode|segment_crop(32)|semantic|value_range(-1,1)"}  # fmt: skip
-    assert run("segmenter_digit_scenes", tmp_path / "run", settings) == 2
+    assert run(MASK, tmp_path / "run", settings) == 2
     assert "cuts off a part of the image: use resize or letterbox" in capsys.readouterr().err

@@ -357,18 +357,20 @@ def test_more_segments_than_places_are_refused():
     assert run("pad_segments(5)", cells(crowd=(2,)))["segment_mask"].all()
 
 
-def test_evaluation_does_not_look_at_segments():
-    def never():
-        raise AssertionError
+def test_evaluation_keeps_the_place_alone_and_finds_broken_masks():
+    def broken():
+        raise InputError("the mask is broken")
 
     preprocess = Preprocess.parse("letterbox(64)|semantic|pad_segments(1)|value_range(0,1)")
     preprocess = dataclasses.replace(preprocess, evaluation=True)
-    found = preprocess({**cells(), "segments": never}, example_rng(0, 0, 0))
+    found = preprocess(cells(), example_rng(0, 0, 0))
     assert found.keys() == {"image", "affine", "content"}
     assert found["content"].tolist() == [43, 64]
     assert (found["affine"].dtype, found["content"].dtype) == (np.float32, np.int32)
     np.testing.assert_allclose(found["affine"], [64 / 60, 43 / 40, 0, 0])
-    assert run("letterbox(64)", {**cells(), "segments": never}).keys() == {"image"}
+    with pytest.raises(InputError, match="the mask is broken"):
+        preprocess({**cells(), "segments": broken}, example_rng(0, 0, 0))
+    assert run("letterbox(64)", {**cells(), "segments": broken}).keys() == {"image"}
 
 
 def test_a_source_without_segments_is_refused():

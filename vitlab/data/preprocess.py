@@ -287,8 +287,10 @@ class Preprocess:
         if self.boxes:
             example = targets.with_boxes(example, boxes)
             example = targets.without_objects(example) if self.evaluation else example
-        if self.segments and not self.evaluation:
-            example = targets.with_segments(example, segments())
+        if self.segments:
+            # Read in an evaluation too: an image whose mask is broken is a broken example.
+            known = targets.with_segments(example, segments())
+            example = example if self.evaluation else known
         return example
 
     def _checked(self, image: Any) -> bytes | np.ndarray:

@@ -223,8 +223,8 @@ def feature_maps(
         return backbone.feature_maps(images, train)
     if "content" not in inspect.signature(backbone.feature_maps).parameters:
         raise InputError(
-            f"a {type(backbone).__name__} cannot keep padding out of its feature maps: use a ResNet "
-            f"or a ViT, or images of one size whose sides {backbone.strides[-1]} divides"
+            f"a {type(backbone).__name__} cannot keep padding out of its feature maps: use a "
+            f"ResNet or a ViT, or images of one size whose sides {backbone.strides[-1]} divides"
         )
     return backbone.feature_maps(images, train, content=content)
 

@@ -195,7 +195,9 @@ class Predict(nn.Module):
             if content is not None:  # zero, as what is beyond the canvas is to the convolution
                 stride = self.patch_size // 2 ** (i + 1)
                 patches = patches * content_mask(content, patches.shape[1:3], stride)[..., None]
-            kernel = self.param(f"up_{i}_depthwise", nn.initializers.lecun_normal(), (3, 3, 1, width))
+            kernel = self.param(
+                f"up_{i}_depthwise", nn.initializers.lecun_normal(), (3, 3, 1, width)
+            )
             patches = depthwise(patches, kernel.astype(self.dtype))
             patches = norm(name=f"up_{i}_norm")(patches)
         masks = jnp.einsum("bqc,bhwc->bqhw", x, patches, preferred_element_type=float32)

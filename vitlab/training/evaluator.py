@@ -105,7 +105,7 @@ class Evaluator:
         """
         outputs = self._split.shapes(self._evaluate, variables)
         zeros = {k: np.zeros(v.shape, v.dtype) for k, v in outputs.items()}
-        zeros["id"] = np.zeros(1, np.int32)
+        zeros["id"] = np.array([self._split.first_id], np.int32)
         zeros = self._task.reduce(zeros, self._split)
         names = {*self._task.metrics(zeros, self._split), *self._task.some_metrics}
         return {f"{self.name}/{name}" for name in names}

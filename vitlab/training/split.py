@@ -63,6 +63,11 @@ class Split:
         """Whether each image has a label; one with boxes has none."""
         return "label" in self._example
 
+    @property
+    def first_id(self) -> int:
+        """Of the first example that can be read."""
+        return int(self._example["id"][0])
+
     def shapes(self, function: Callable, variables: Any) -> Any:
         """What `function(variables, batch)` gives for one example, as shapes.
 
