@@ -1,5 +1,7 @@
 """EoMT on COCO panoptic with a ViT-S/16, after the published recipe (Kerssies et al., 2503.19108).
 
+    python -m vitlab.main --config configs/mae_b16_imagenet.py \\
+        --config.model.backbone.variant=S/16 --workdir runs/mae_s16
     python -m vitlab.main --config configs/eomt_vit_s16_coco_panoptic.py:path=COCO \\
         --config.init_from=runs/mae_s16
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from vitlab.commands.cli import main as vitlab
 from vitlab.data import digit_scenes
+from vitlab.data.sources import open_source
 from vitlab.main import main
 from vitlab.training.trained import load_trained
 from vitlab.weights import transfer
@@ -72,7 +73,7 @@ def segmenter(tmp_path_factory):
 
 def test_a_directory_has_metrics_and_pictures(segmenter):
     metrics = json.loads((segmenter / "result.json").read_text())["metrics"]
-    names = {"mIoU", "pixel_accuracy", "mean_accuracy", "boundary_F"}
+    names = {"mIoU", "mIoU_present", "pixel_accuracy", "mean_accuracy", "boundary_F"}
     assert set(metrics) == {f"test/{name}" for name in names}
     for picture in ("curves", "test/segmentations", "test/classes", "test/confusion"):
         assert Image.open(segmenter / "report" / f"{picture}.png").width > 300
@@ -96,7 +97,7 @@ def test_one_head_has_all_three_kinds_of_metrics(tmp_path):
     names = {"mIoU", "boundary_F", "PQ", "SQ", "RQ", "PQ_things", "PQ_stuff", "AP", "AP50", "AR100"}
     assert {f"test/{name}" for name in names} <= set(metrics)
     found = json.loads((tmp_path / "run/report/test/instances.json").read_text())
-    assert {"image_id", "category_id", "bbox", "segmentation", "score"} == set(found[0])
+    assert {"image_id", "category_id", "segmentation", "score"} == set(found[0])
     assert {row["category_id"] for row in found} <= set(range(1, 11))
 
 
@@ -201,6 +202,23 @@ def test_more_segments_than_queries_and_a_mask_beyond_the_classes_are_one_line(t
     wrong = {**SEGMENTER, "data.source": source, "evaluators": "{}"}
     assert run(MASK, tmp_path / "wrong_run", wrong) == 2
     assert re.search(r"masks/\d+.png.* 2", capsys.readouterr().err)
+
+
+def test_a_broken_mask_is_skipped_in_training_and_in_evaluation(tmp_path, capsys):
+    """Also where it is a batch by itself, the first one of all."""
+    source = write_masks(tmp_path / "own")
+    wrong = sorted((tmp_path / "own/masks").glob("*.png"))
+    settings = {
+        **SEGMENTER, "data.source": source, "data.on_error": "skip", "data.split": "train[:8]",
+        "evaluators.test.split": "train[8:]", "evaluators.test.on_error": "skip",
+        "evaluators.test.batch_size": 1,
+    }  # fmt: skip
+    first = open_source(source, "train[8:]").describe(0)
+    mask = next(path for path in wrong if path.stem == pathlib.Path(first).stem)
+    Image.fromarray(np.full((64, 64), 9, np.uint8)).save(mask)
+    assert run(MASK, tmp_path / "run", settings) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"test: 1 of 4 images are broken: .*ids that are of no class", said)
 
 
 def test_an_evaluation_that_cuts_the_image_is_refused(tmp_path, capsys):

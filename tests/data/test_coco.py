@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from faster_coco_eval.core import mask as coco_mask
+from PIL import Image
 
 from vitlab.data.annotations import RLE
 from vitlab.data.sources import open_source
@@ -238,3 +239,43 @@ def fails(spec, message, split="train"):
         open_source(spec, split)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [[40, 60], [10, 10]])
+def test_a_mask_of_another_size_than_its_image_is_refused_without_the_size_in_the_json(
+    tmp_path, size
+):
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
+    mask = {"size": size, "counts": [0, size[0] * size[1]]}
+    content = {
+        "images": [{"id": 1, "file_name": "a.png"}],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 9, 9], "segmentation": mask}
+        ],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    said = f"a.png: the mask of 'cat' is {size[1]} x {size[0]} but the image 30 x 20"
+    with pytest.raises(InputError, match=said):
+        open_source(f"coco:{tmp_path / 'a.json'}", "train")
+
+
+def test_the_area_is_that_of_the_outline_where_the_json_says_none(tmp_path):
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
+    shapes = [
+        [[0, 0, 10, 0, 0, 10]],  # half of its box
+        {"size": [20, 30], "counts": [0, 7, 593]},
+        None,
+    ]
+    rows = [
+        {"id": i, "image_id": 1, "category_id": 1, "bbox": [0, 0, 10, 10], "segmentation": shape}
+        for i, shape in enumerate(shapes)
+    ]
+    content = {
+        "images": [{"id": 1, "file_name": "a.png"}],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": rows,
+    }
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    source = open_source(f"coco:{tmp_path / 'a.json'}", "train")
+    assert source.annotation(0).area.tolist() == [50, 7, 100]

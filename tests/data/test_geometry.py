@@ -373,6 +373,18 @@ def test_evaluation_keeps_the_place_alone_and_finds_broken_masks():
     assert run("letterbox(64)", {**cells(), "segments": broken}).keys() == {"image"}
 
 
+def test_pad_leaves_every_pixel_where_it_is():
+    found = run("pad((50,70))|semantic", cells())
+    plain = run("semantic", cells())
+    np.testing.assert_array_equal(found["image"][:40, :60], plain["image"])
+    np.testing.assert_array_equal(found["semantic"][:40, :60], plain["semantic"])
+    assert (found["semantic"][40:] == -1).all()
+    assert found["content"].tolist() == [40, 60]
+    np.testing.assert_array_equal(found["affine"], [1, 1, 0, 0])
+    with pytest.raises(InputError, match="pad: the image has 60 x 40 pixels, more than 50 x 50"):
+        run("pad(50)|semantic", cells())
+
+
 def test_a_source_without_segments_is_refused():
     for ops in ("semantic", "pad_segments(3)"):
         name = ops.partition("(")[0]

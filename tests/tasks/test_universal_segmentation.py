@@ -12,7 +12,7 @@ from vitlab.data.preprocess import Preprocess
 from vitlab.data.segments import Segments
 from vitlab.errors import InputError
 from vitlab.tasks.task import task_class
-from vitlab.tasks.universal_segmentation import instances, panoptic, semantic
+from vitlab.tasks.universal_segmentation import instances, segmented
 from vitlab.training.step import gradients
 
 CLASSES = ("cat", "dog", "background")
@@ -97,11 +97,14 @@ def perfect():
 def test_one_head_gives_semantic_panoptic_and_instances():
     scores, masks = perfect()
     known = MAP >= 0
-    np.testing.assert_array_equal(semantic(scores, masks)[known], LABELS[MAP[known]])
-    found = panoptic(scores, masks, THINGS)
+    labels, found = segmented(scores, [masks], THINGS)
+    np.testing.assert_array_equal(labels[known], LABELS[MAP[known]])
     np.testing.assert_array_equal(found.labels, LABELS)
     np.testing.assert_array_equal(found.map[known], MAP[known])
-    objects = instances(scores, masks, THINGS)
+    banded = segmented(scores, [masks[:, :5], masks[:, 5:6], masks[:, 6:]], THINGS)
+    np.testing.assert_array_equal(banded[0], labels)
+    np.testing.assert_array_equal(banded[1].map, found.map)
+    objects = instances(scores, masks.__getitem__, THINGS)
     sure = objects.scores > 0.9
     assert sorted(objects.labels[sure].tolist()) == [0, 0, 1]
     assert 2 not in objects.labels
@@ -113,10 +116,10 @@ def test_one_head_gives_semantic_panoptic_and_instances():
 def test_stuff_is_one_segment_and_things_are_not():
     scores, masks = perfect()
     scores[0], scores[1] = scores[3], scores[3]  # two quarters and the rest are background
-    found = panoptic(scores, masks, THINGS)
+    _, found = segmented(scores, [masks], THINGS)
     assert found.labels.tolist() == [2, 1]
     assert (found.map == 0).sum() == 3 * 64
-    found = panoptic(scores, masks, (True, True, True))
+    _, found = segmented(scores, [masks], (True, True, True))
     assert found.labels.tolist() == [2, 2, 1, 2]
 
 
@@ -124,11 +127,12 @@ def test_a_query_that_lost_most_of_its_mask_is_no_segment():
     scores, masks = perfect()
     masks[4, :8] = 5  # says cat over both cats, less surely
     scores[4] = [0.85, 0.05, 0.05, 0.05]
-    found = panoptic(scores, masks, THINGS)
+    _, found = segmented(scores, [masks], THINGS)
     np.testing.assert_array_equal(found.labels, LABELS)
     scores[:] = 0.25
-    assert len(panoptic(scores, masks, THINGS).labels) == 0
-    assert (panoptic(scores, masks, THINGS).map == -1).all()
+    _, found = segmented(scores, [masks], THINGS)
+    assert len(found.labels) == 0
+    assert (found.map == -1).all()
 
 
 def test_a_perfect_model_has_all_metrics_at_one(tmp_path):
@@ -157,14 +161,15 @@ def test_a_perfect_model_has_all_metrics_at_one(tmp_path):
         "affine": np.array([[1.0, 1, 0, 0]]),
     }
     task = make(EOMT)
-    task = type(task)(**{**task.__dict__, "model": types.SimpleNamespace(stride=1)})
+    task = type(task)(**{**task.__dict__, "model": types.SimpleNamespace(stride=1, num_queries=5)})
     reduced = task.reduce(outputs, examples)
     metrics = task.metrics(reduced, examples)
     for name in ("mIoU", "boundary_F", "PQ", "PQ_things", "PQ_stuff", "AP", "AP50", "AP75"):
         assert metrics[name] == pytest.approx(1), name
     task.pictures(reduced, outputs, examples, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {
-        "segmentations.png", "classes.png", "confusion.png", "instances.json",
+        "segmentations.png", "classes.png", "boundaries.png", "confusion.png", "panoptic.png",
+        "instances.json",
     }  # fmt: skip
 
 
@@ -176,7 +181,7 @@ def test_a_source_without_things_has_no_instances():
     outputs = {"id": np.zeros(1, np.int32), "scores": scores[None], "masks": masks[None],
                "affine": np.array([[1.0, 1, 0, 0]])}  # fmt: skip
     task = make()
-    task = type(task)(**{**task.__dict__, "model": types.SimpleNamespace(stride=1)})
+    task = type(task)(**{**task.__dict__, "model": types.SimpleNamespace(stride=1, num_queries=5)})
     assert set(task.reduce(outputs, examples)) == {"id", "confusion", "boundary"}
 
 

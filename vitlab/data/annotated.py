@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from vitlab.data.annotations import RLE, Annotation, Annotations, Record, Segmentation
+from vitlab.data.annotations import RLE, Annotation, Annotations, Object, Record, Segmentation
 from vitlab.data.decode import image_size
 from vitlab.data.folders import place_in_order, read_file
 from vitlab.data.segments import Segments, from_objects
 from vitlab.data.splits import resolve, split_names
 from vitlab.errors import InputError
+
+# The class of what no object covers.
+BACKGROUND = "background"
 
 
 class AnnotatedSource:
@@ -47,9 +50,6 @@ class AnnotatedSource:
                     f"but {first[0]} has {', '.join(first[1].class_names)}"
                 )
         self.class_names, self.category_ids = first[1].class_names, first[1].category_ids
-        # The background last, so that a label means the same in `Annotation` and `Segments`.
-        self.segment_names = (*self.class_names, "background")
-        self.things = (True,) * len(self.class_names) + (False,)
         self.notes = [note for each in found.values() for note in each.notes]
         ordered = {
             name: sorted(each.records, key=lambda record: place_in_order(record.name))
@@ -70,6 +70,10 @@ class AnnotatedSource:
             more = f", and {len(faults) - 1} more like it" if len(faults) > 1 else ""
             raise InputError(f"{faults[0]}{more}: mend or remove what cannot be read")
         self._outlines = _Outlines([[o.segmentation for o in r.objects] for r in records])
+        if any(o.segmentation is not None for r in records for o in r.objects):
+            # The background last, so that a label means the same in `Annotation` and `Segments`.
+            self.segment_names = (*self.class_names, BACKGROUND)
+            self.things = (True,) * len(self.class_names) + (False,)
 
     def _annotation(self, record: Record, labels: dict[str, int]) -> Annotation:
         size = record.size or image_size(read_file(record.path), record.path)
@@ -89,6 +93,8 @@ class AnnotatedSource:
                 f"{record.path}: a box of {objects[number].name!r} has no area: training leaves it "
                 "out"
             )
+        for each in objects:
+            _check_outline(each, size, record.path)
         # Two negative sides, of corners in the wrong order, would multiply to an area.
         areas = zip(objects, np.maximum(sides, 0).prod(axis=1), strict=True)
         return Annotation(
@@ -99,18 +105,17 @@ class AnnotatedSource:
             labels=np.array([labels[o.name] for o in objects], np.int32),
             crowd=np.array([o.crowd for o in objects], bool),
             difficult=np.array([o.difficult for o in objects], bool),
-            area=np.array([a if o.area is None else o.area for o, a in areas], np.float64),
+            area=np.array([_area(o, of_box) for o, of_box in areas], np.float64),
         )
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {
-            "image": read_file(self._paths[index]),
-            "objects": self.objects(index),
-            "segments": functools.partial(self.segments, index),
-        }
+        example = {"image": read_file(self._paths[index]), "objects": self.objects(index)}
+        if hasattr(self, "segment_names"):
+            example["segments"] = functools.partial(self.segments, index)
+        return example
 
     def objects(self, index: int) -> Annotation:
         """What is known of example `index`, without its image and the outlines of its objects."""
@@ -135,6 +140,41 @@ class AnnotatedSource:
 
     def describe(self, index: int) -> str:
         return self._paths[index]
+
+
+def _check_outline(found: Object, size: tuple[int, int], path: str) -> None:
+    """That a mask is as large as its image, and polygons are not out of all bounds."""
+    outline = found.segmentation
+    if isinstance(outline, RLE) and outline.size != size[::-1]:
+        height, width = outline.size
+        raise InputError(
+            f"{path}: the mask of {found.name!r} is {width} x {height} but the image "
+            f"{size[0]} x {size[1]}"
+        )
+    if outline and not isinstance(outline, RLE):
+        farthest = max(float(np.abs(polygon).max()) for polygon in outline)
+        if farthest > 100 * max(size):
+            raise InputError(
+                f"{path}: a polygon of {found.name!r} has the coordinate {farthest:g}, far beyond "
+                f"the {size[0]} x {size[1]} image"
+            )
+
+
+def _area(found: Object, of_box: float) -> float:
+    """As the data set says, else of the outline, else of the box."""
+    if found.area is not None:
+        return found.area
+    if isinstance(found.segmentation, RLE):
+        return float(sum(found.segmentation.counts[1::2]))
+    if found.segmentation:
+        return float(sum(map(_polygon_area, found.segmentation)))
+    return float(of_box)
+
+
+def _polygon_area(points: np.ndarray) -> float:
+    """Of a polygon f64[points, 2], by Gauss's formula."""
+    x, y = points.T
+    return abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
 
 
 class _Outlines:

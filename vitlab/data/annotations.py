@@ -44,8 +44,8 @@ class Annotation:
         labels: i32[objects], places in the source's class names.
         crowd: bool[objects]: a region of many, which COCO's metrics ignore.
         difficult: bool[objects], which VOC's metrics ignore.
-        area: f64[objects] in pixels, as COCO's sizes S, M and L are told apart: of the mask where
-            the data set says, else of the box.
+        area: f64[objects] in pixels, as COCO's sizes S, M and L are told apart: as the data set
+            says, else of the outline, else of the box.
         segmentations: one for each object.
     """
 
@@ -71,7 +71,7 @@ class Object:
         name: of its class.
         box: x0, y0, x1, y1 in pixels.
         crowd, difficult: see `Annotation`.
-        area: in pixels; None: that of the box.
+        area: in pixels; None: that of the outline, or else of the box.
         segmentation: see `Segmentation`.
     """
 

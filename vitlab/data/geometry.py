@@ -87,6 +87,24 @@ def letterbox(
     return _on_canvas(example, _pair(size), 1.0, (0.0, 0.0), method, antialias)
 
 
+def pad(example: dict, size: Size) -> dict:
+    """Pads on the right and below with black, so that images of several sizes have one.
+
+    Args:
+      example: with or without boxes and segments.
+      size: of the canvas: the side of a square, or (height, width), in pixels.
+
+    Raises:
+      InputError: the image is larger.
+    """
+    canvas, (height, width) = _pair(size), example["image"].shape[:2]
+    if height > canvas[0] or width > canvas[1]:
+        raise InputError(
+            f"pad: the image has {width} x {height} pixels, more than {canvas[1]} x {canvas[0]}"
+        )
+    return _padded(example, canvas)
+
+
 def scale_jitter(
     example: dict,
     rng: np.random.Generator,

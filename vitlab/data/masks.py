@@ -171,7 +171,12 @@ def _classes(root: epath.Path, listed: str) -> tuple[tuple[str, ...], list[tuple
         lines, where = [name.strip() for name in listed.split(",")], "classes"
     else:
         where = os.fspath(root / listed)
-        lines = read_file(where).decode("utf-8", "replace").splitlines()
+        try:
+            lines = read_file(where).decode("utf-8-sig", "replace").splitlines()
+        except InputError as error:
+            raise InputError(
+                f"{error}: it is to name a class a line, or ?classes=a,b,c names two or more"
+            ) from None
     lines = [line.strip() for line in lines if line.strip()]
     matches = [_COLOR.fullmatch(line) for line in lines]
     matches = [match and max(map(int, match.groups()[1:])) < 256 and match for match in matches]

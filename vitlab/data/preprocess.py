@@ -126,6 +126,7 @@ _OPS = types.MappingProxyType(
             image_ops.inception_crop,
             geometry.flip_lr,
             geometry.letterbox,
+            geometry.pad,
             geometry.scale_jitter,
             geometry.random_size_crop,
             geometry.random_scale,
@@ -163,11 +164,11 @@ _TRUTH = types.MappingProxyType(
     {"pad_boxes": "boxes", "semantic": "segments", "pad_segments": "segments"}
 )
 # Ops that move what is known of an image with it, and others that leave every pixel where it is.
-_MOVES = frozenset({"resize", "resize_small", "flip_lr", "letterbox", "scale_jitter"})
+_MOVES = frozenset({"resize", "resize_small", "flip_lr", "letterbox", "pad", "scale_jitter"})
 _MOVES |= {"random_size_crop", "random_scale", "segment_crop"}
 _STAYS = frozenset({"decode", "grey_to_rgb", "to_grey"})
 # Ops that pad: after them the image is not all there is.
-_PADS = frozenset({"letterbox", "scale_jitter", "segment_crop"})
+_PADS = frozenset({"letterbox", "pad", "scale_jitter", "segment_crop"})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -65,7 +65,7 @@ class UNet(nn.Module):
         Args:
           images: f[batch, height, width, channels] of any size; padding should be zero.
           content: i32[batch, 2], height and width in pixels of what is no padding, which is zero in
-            every layer; None: all.
+            every layer, and which the batch statistics count; None: all.
           train: whether batch statistics are the batch's own (`mutable=["batch_stats"]`).
 
         Returns:

@@ -66,12 +66,12 @@ def sliding_window(
         for side, size in zip(images.shape[1:3], sides, strict=True)
     ]
     corners = np.stack(np.meshgrid(*starts, indexing="ij"), axis=-1).reshape(-1, 2)
-    pieces = [images[:, y : y + sides[0], x : x + sides[1]] for y, x in corners]
+    # The windows of an image stay together, and so on its device.
+    pieces = jnp.stack([images[:, y : y + sides[0], x : x + sides[1]] for y, x in corners], axis=1)
     if content is not None:
-        content = [jnp.clip(content - corner, 0, jnp.array(sides)) for corner in corners]
-        content = jnp.concatenate(content)
-    found = predict(jnp.concatenate(pieces), content)[0]
-    found = found.reshape(len(corners), len(images), *found.shape[1:])
+        content = jnp.clip(content[:, None] - corners, 0, jnp.array(sides)).reshape(-1, 2)
+    found = predict(pieces.reshape(-1, *pieces.shape[2:]), content)[0]
+    found = found.reshape(len(images), len(corners), *found.shape[1:]).swapaxes(0, 1)
     grid = [side // stride for side in images.shape[1:3]]
     total, count = jnp.zeros((len(images), *grid, found.shape[-1]), found.dtype), np.zeros(grid)
     for piece, (y, x) in zip(found, corners // stride, strict=True):

@@ -95,7 +95,7 @@ class Classification:
 
     names: ClassVar[str] = "class_names"
     evaluators: ClassVar[tuple[str, ...]] = ("classification",)
-    class_parameters: ClassVar[tuple[str, ...]] = ("head/.*",)
+    class_parameters: ClassVar[tuple[str, ...]] = ("head/.*", "pre_logits/.*")
     some_metrics: ClassVar[tuple[str, ...]] = ()
 
     @classmethod

@@ -4,7 +4,7 @@
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 
@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from vitlab import config as config_lib
+from vitlab.data.annotations import duplicates
 from vitlab.errors import InputError
 from vitlab.evaluation import segmentation as metrics_lib
 from vitlab.evaluation import segmentation_pictures as draw
@@ -167,8 +168,7 @@ class Segmentation(AroundBackbone):
         return {"feature_map": maps, "pre_logits": maps.mean(axis=(1, 2))}
 
     def reduce(self, outputs: Mapping[str, np.ndarray], examples: Examples) -> Arrays:
-        """What is counted in each image at its original resolution: its confusion matrix
-        int64[classes, classes] and boundary pixels int64[classes, 4]."""
+        """What is counted in each image at its original resolution: see `semantic_counts`."""
 
         def count(index):
             truth = examples.segments(outputs["id"][index]).semantic()
@@ -179,9 +179,9 @@ class Segmentation(AroundBackbone):
         return {"id": outputs["id"], **counted}
 
     def metrics(self, outputs: Mapping[str, np.ndarray], examples: Examples) -> dict[str, float]:
-        """mIoU, pixel_accuracy, mean_accuracy and boundary_F of the whole split."""
+        """See `semantic_metrics`."""
         del examples
-        return semantic_metrics(outputs)
+        return semantic_metrics(outputs, len(self.classes))
 
     def pictures(
         self,
@@ -190,7 +190,7 @@ class Segmentation(AroundBackbone):
         examples: Examples,
         directory: pathlib.Path,
     ) -> None:
-        """Image, truth, prediction and errors; IoU of each class; the confusions of classes."""
+        """Image, truth, prediction and errors; and see `semantic_pictures`."""
         truth = [examples.segments(i) for i in shown["id"]]
         found = [
             of_classes(self._labels(shown, index, each.map.shape), len(self.classes))
@@ -214,6 +214,11 @@ def check_classes(classes: tuple[str, ...]) -> None:
             "config.data.source has no masks: segmentation needs masks:, panoptic:, "
             "digit_scenes, or coco: and yolo: with outlines"
         )
+    for name in duplicates(classes):
+        raise InputError(
+            f"config.data.source has two classes {name!r}: what no object covers is called "
+            "background, and no class may be"
+        )
 
 
 def check_evaluation(batch: Arrays) -> None:
@@ -225,11 +230,15 @@ def check_evaluation(batch: Arrays) -> None:
         )
 
 
+def on_all_cores(function: Callable, items: Iterable) -> list:
+    """`function` of each; threads are enough, as numpy and Pillow let others work."""
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        return list(pool.map(function, items))
+
+
 def of_each(function: Callable[[int], dict[str, Any]], number: int) -> dict[str, np.ndarray]:
-    """What `function` gives for 0, 1, ..., stacked, or as objects where it is no array; on all
-    cores, as numpy and Pillow let others work."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = list(pool.map(function, range(number)))
+    """What `function` gives for 0, 1, ..., stacked, or as objects where it is no array."""
+    found = on_all_cores(function, range(number))
     result = {}
     for key, first in found[0].items():
         values = [each[key] for each in found]
@@ -241,7 +250,9 @@ def of_each(function: Callable[[int], dict[str, Any]], number: int) -> dict[str,
     return result
 
 
-def at_original(maps: np.ndarray, stride: int, affine: np.ndarray, size) -> np.ndarray:
+def at_original(
+    maps: np.ndarray, stride: int, affine: np.ndarray, size, rows: slice = slice(None)
+) -> np.ndarray:
     """Maps as the model sees an image to maps of the original image, bilinear.
 
     Args:
@@ -249,36 +260,53 @@ def at_original(maps: np.ndarray, stride: int, affine: np.ndarray, size) -> np.n
         stride: see above.
         affine: f[4], scale and offset (x, y) from the original image to the model's.
         size: height and width of the original image.
+        rows: those of the original image that are wanted.
 
     Returns:
-        f32[n, height, width].
+        f32[n, height or as many as wanted, width].
 
     Raises:
-        InputError: the model has not seen all of the original image.
+        InputError: the model has not seen all of the original image, or a value is not finite.
     """
+    if not np.isfinite(maps).all():
+        raise InputError("the model gives values that are not finite")
     corners = np.array([[0, 0], size[::-1]]) * affine[:2] + affine[2:]
     mirrored = corners[0, 0] > corners[1, 0]
     box = np.sort(corners, axis=0) / stride
     room = np.array(maps.shape[:0:-1])
     if (box < -1e-3).any() or (box > room + 1e-3).any():
         raise InputError(
-            "the evaluator's preprocess cuts off a part of the image: use resize or letterbox"
+            "the evaluator's preprocess cuts off a part of the image: use resize, letterbox or pad"
         )
-    box = np.clip(box, 0, room).ravel().tolist()
-    resize = {"size": tuple(size[::-1]), "resample": Image.Resampling.BILINEAR, "box": box}
+    # Without the cells of padding alone, which the filter would reach.
+    right, below = np.ceil(box[1] - 1e-3).astype(int)
+    maps, (low, high) = maps[:, :below, :right], np.clip(box, 0, [right, below])
+    top, bottom, _ = rows.indices(size[0])
+    low[1], high[1] = (low[1] + (high[1] - low[1]) * row / size[0] for row in (top, bottom))
+    resize = {
+        "size": (size[1], bottom - top),
+        "resample": Image.Resampling.BILINEAR,
+        "box": (*low.tolist(), *high.tolist()),
+    }
     found = np.stack([np.asarray(Image.fromarray(each).resize(**resize)) for each in maps])
     return found[:, :, ::-1] if mirrored else found
 
 
 def best_at_original(maps: np.ndarray, stride: int, affine: np.ndarray, size) -> np.ndarray:
     """Which of the maps is the greatest at each pixel of the original image: i64[height, width].
-    Arguments as of `at_original`."""
-    best, value = np.zeros(size, np.int64), np.full(size, -np.inf, np.float32)
-    for index in range(len(maps)):  # one at a time: a hundred large maps need not be there at once
-        here = at_original(maps[index : index + 1], stride, affine, size)[0]
-        best[here > value] = index
-        value = np.maximum(value, here)
-    return best
+    Arguments and errors as of `at_original`."""
+    found = [
+        at_original(maps, stride, affine, size, rows).argmax(axis=0)
+        for rows in bands(len(maps), size)
+    ]
+    return np.concatenate(found)
+
+
+def bands(maps: int, size) -> list[slice]:
+    """Rows of an image in pieces, of which this many maps take no more than 64 MiB each."""
+    height, width = size
+    step = max(1, (64 << 20) // (4 * maps * width))
+    return [slice(row, min(row + step, height)) for row in range(0, height, step)]
 
 
 def of_classes(labels: np.ndarray, classes: int) -> FoundSegments:
@@ -286,22 +314,45 @@ def of_classes(labels: np.ndarray, classes: int) -> FoundSegments:
     return FoundSegments(labels.astype(np.int32), np.arange(classes, dtype=np.int32))
 
 
-def semantic_counts(truth: np.ndarray, found: np.ndarray, classes: int) -> dict[str, np.ndarray]:
-    """What `semantic_metrics` needs of an image, from labels i[height, width]."""
+def semantic_counts(truth: np.ndarray, found: np.ndarray, classes: int) -> dict[str, Any]:
+    """What `semantic_metrics` needs of an image, from labels i[height, width]: "boundary"
+    int64[classes, 4]; and of "confusion", int64[classes, classes], the places and the values that
+    are not 0, as most are of most images."""
+    confusion = metrics_lib.confusion_matrix(truth, found, classes).ravel()
+    places = np.flatnonzero(confusion)
     return {
-        "confusion": metrics_lib.confusion_matrix(truth, found, classes),
+        "confusion": (places, confusion[places]),
         "boundary": metrics_lib.boundary_counts(truth, found, classes),
     }
 
 
-def semantic_metrics(outputs: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Metrics of what `semantic_counts` has counted in each image of a split."""
-    metrics = metrics_lib.segmentation_metrics(outputs["confusion"].sum(axis=0))
-    return {**metrics, "boundary_F": metrics_lib.boundary_f(outputs["boundary"].sum(axis=0))}
+def semantic_metrics(outputs: Mapping[str, np.ndarray], classes: int) -> dict[str, float]:
+    """Of what `semantic_counts` has counted in each image of a split: mIoU, and of the classes in
+    the truth alone mIoU_present; pixel_accuracy, mean_accuracy and boundary_F."""
+    confusion = _confusion(outputs, classes)
+    present = metrics_lib.segmentation_metrics(confusion, absent="leave_out")
+    return {
+        **metrics_lib.segmentation_metrics(confusion),
+        "mIoU_present": present["mIoU"],
+        "boundary_F": metrics_lib.boundary_f(outputs["boundary"].sum(axis=0)),
+    }
 
 
-def semantic_pictures(outputs: Mapping[str, np.ndarray], classes, directory: pathlib.Path) -> None:
-    """IoU of each class, and which classes are taken for which."""
-    confusion = outputs["confusion"].sum(axis=0)
-    class_bars(metrics_lib.per_class_iou(confusion, classes), directory / "classes.png", what="IoU")
+def semantic_pictures(
+    outputs: Mapping[str, np.ndarray], classes: Sequence[str], directory: pathlib.Path
+) -> None:
+    """IoU and F of the boundary of each class, and which classes are taken for which."""
+    confusion = _confusion(outputs, len(classes))
+    iou = metrics_lib.per_class_iou(confusion, classes)
+    class_bars(iou, directory / "classes.png", what="IoU")
+    f = metrics_lib.per_class_boundary_f(outputs["boundary"].sum(axis=0), classes)
+    class_bars(f, directory / "boundaries.png", what="boundary F")
     confusion_matrix(confusion, classes, directory / "confusion.png", "of pixels")
+
+
+def _confusion(outputs: Mapping[str, np.ndarray], classes: int) -> np.ndarray:
+    """int64[classes, classes] of the whole split."""
+    total = np.zeros(classes**2, np.int64)
+    for places, values in outputs["confusion"]:
+        total[places] += values
+    return total.reshape(classes, classes)

@@ -4,7 +4,7 @@ model is `models/eomt.py`, its loss `models/mask_loss.py`."""
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -15,8 +15,9 @@ from vitlab.errors import InputError
 from vitlab.evaluation import segmentation_pictures as draw
 from vitlab.evaluation.boxes import Detections
 from vitlab.evaluation.detection import coco_evaluation, coco_metrics, coco_results
+from vitlab.evaluation.detection_pictures import class_bars
 from vitlab.evaluation.masks import encode_masks, mask_boxes
-from vitlab.evaluation.panoptic import panoptic_counts, panoptic_quality
+from vitlab.evaluation.panoptic import panoptic_counts, panoptic_quality, per_class_pq
 from vitlab.evaluation.segments import FoundSegments
 from vitlab.models.build import UNIVERSAL_SEGMENTERS, build_around_backbone
 from vitlab.models.eomt import masking
@@ -25,9 +26,11 @@ from vitlab.tasks.backbone import AroundBackbone
 from vitlab.tasks.photometric import AugmentConfig, photometric, without_padding
 from vitlab.tasks.segmentation import (
     at_original,
+    bands,
     check_classes,
     check_evaluation,
     of_each,
+    on_all_cores,
     semantic_counts,
     semantic_metrics,
     semantic_pictures,
@@ -50,7 +53,9 @@ class UniversalSegmentation(AroundBackbone):
 
     names: ClassVar[str] = "segment_names"
     evaluators: ClassVar[tuple[str, ...]] = ("segmentation",)
-    some_metrics: ClassVar[tuple[str, ...]] = ("AP_small", "AP_medium", "AP_large")
+    some_metrics: ClassVar[tuple[str, ...]] = (
+        "AP_small", "AP_medium", "AP_large", "PQ_things", "PQ_stuff",
+    )  # fmt: skip
     class_parameters: ClassVar[tuple[str, ...]] = ("predict/class/.*",)
 
     @classmethod
@@ -158,31 +163,33 @@ class UniversalSegmentation(AroundBackbone):
         return {"feature_map": maps, "pre_logits": maps.mean(axis=(1, 2))}
 
     def reduce(self, outputs: Mapping[str, np.ndarray], examples: Examples) -> Arrays:
-        """What is counted in each image at its original resolution, see `Segmentation.reduce`; of a
-        source with things, panoptic counts f64[classes, 4] and the instances, `Detections`."""
+        """What is counted in each image at its original resolution, see
+        `tasks.segmentation.semantic_counts`; of a source with things, panoptic counts
+        f64[classes, 4] and the instances, `Detections`."""
 
         def count(index):
             truth = examples.segments(outputs["id"][index])
-            scores = outputs["scores"][index]
-            masks = self._masks(outputs, index, truth.map.shape)
-            found = semantic(scores, masks)
-            counted = semantic_counts(truth.semantic(), found, len(self.classes))
+            labels, found = self._segmented(outputs, index, truth.map.shape, examples.things)
+            counted = semantic_counts(truth.semantic(), labels, len(self.classes))
             if any(examples.things):
-                found = panoptic(scores, masks, examples.things)
                 counted["panoptic"] = panoptic_counts(truth, found, len(self.classes))
-                counted["instances"] = instances(scores, masks, examples.things)
+                counted["instances"] = instances(
+                    outputs["scores"][index],
+                    lambda query: self._masks(outputs, index, truth.map.shape, query)[0],
+                    examples.things,
+                )
             return counted
 
         return {"id": outputs["id"], **of_each(count, len(outputs["id"]))}
 
     def metrics(self, outputs: Mapping[str, np.ndarray], examples: Examples) -> dict[str, float]:
-        """mIoU, pixel_accuracy, mean_accuracy and boundary_F; of a source with things PQ, SQ, RQ,
-        PQ_things, PQ_stuff and COCO's AP of masks."""
-        metrics = semantic_metrics(outputs)
+        """See `tasks.segmentation.semantic_metrics`; of a source with things PQ, SQ, RQ, PQ_things,
+        PQ_stuff and COCO's AP of masks."""
+        metrics = semantic_metrics(outputs, len(self.classes))
         if "instances" in outputs:
             counts = outputs["panoptic"].sum(axis=0)
             metrics |= panoptic_quality(counts, examples.things)
-            truth = [examples.annotation(i) for i in outputs["id"]]
+            truth = on_all_cores(examples.annotation, outputs["id"])
             found = list(outputs["instances"])
             metrics |= coco_metrics(coco_evaluation(truth, found, self.classes, of="masks"))
         return metrics
@@ -194,84 +201,120 @@ class UniversalSegmentation(AroundBackbone):
         examples: Examples,
         directory: pathlib.Path,
     ) -> None:
-        """Image, truth, panoptic prediction and errors; IoU of each class; the confusions of
-        classes; and all instances with the data set's own ids, as COCO's tools read them."""
+        """Image, truth, panoptic prediction and errors; see `tasks.segmentation.semantic_pictures`;
+        PQ of each class; and all instances with the data set's own ids, as COCO's tools read
+        them."""
         truth = [examples.segments(i) for i in shown["id"]]
         found = [
-            panoptic(
-                shown["scores"][index], self._masks(shown, index, t.map.shape), examples.things
-            )
-            for index, t in enumerate(truth)
+            self._segmented(shown, index, each.map.shape, examples.things)[1]
+            for index, each in enumerate(truth)
         ]
         images = [examples.original(i) for i in shown["id"]]
         path = directory / "segmentations.png"
         draw.segmentation_beside_truth(images, truth, found, self.classes, path)
         semantic_pictures(outputs, self.classes, directory)
         if "instances" in outputs:
-            ids = [examples.annotation(i).image_id for i in outputs["id"]]
+            quality = per_class_pq(outputs["panoptic"].sum(axis=0), self.classes)
+            class_bars(quality, directory / "panoptic.png", what="PQ")
+            annotations = on_all_cores(examples.annotation, outputs["id"])
+            ids = [annotation.image_id for annotation in annotations]
             rows = coco_results(list(outputs["instances"]), ids, examples.category_ids)
+            for row in rows:
+                del row["bbox"]  # by which pycocotools would take a mask's size
+                row["score"] = round(row["score"], 5)
             (directory / "instances.json").write_text(json.dumps(rows))
 
-    def _masks(self, outputs: Mapping[str, np.ndarray], index: int, size) -> np.ndarray:
-        """Logits f32[queries, height, width] at the original resolution."""
-        return at_original(
-            outputs["masks"][index], self.model.stride, outputs["affine"][index], size
-        )
+    def _segmented(self, outputs, index: int, size, things) -> tuple[np.ndarray, FoundSegments]:
+        """See `segmented`, at the original resolution."""
+        rows = bands(self.model.num_queries, size)
+        masks = (self._masks(outputs, index, size, rows=each) for each in rows)
+        return segmented(outputs["scores"][index], masks, things)
+
+    def _masks(self, outputs, index: int, size, query: int | None = None, rows=slice(None)):
+        """Logits f32[queries or 1, rows, width] at the original resolution."""
+        some = slice(None) if query is None else slice(query, query + 1)
+        masks, affine = outputs["masks"][index][some], outputs["affine"][index]
+        return at_original(masks, self.model.stride, affine, size, rows)
 
 
-def semantic(scores: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    """The class of each pixel i64[height, width]: the sum over the queries of their probabilities
-    (MaskFormer, 2107.06278, section 3.4).
+def segmented(
+    scores: np.ndarray, masks: Iterable[np.ndarray], things: tuple[bool, ...]
+) -> tuple[np.ndarray, FoundSegments]:
+    """The class of each pixel, and segments that do not overlap.
+
+    The class is that of the greatest sum over the queries of their probabilities (MaskFormer,
+    2107.06278, section 3.4). Among the queries that are certain of a class, each pixel goes to the
+    one that is surest of it, if it lies in its mask; of a class that is no thing there is one
+    segment.
 
     Args:
         scores: f32[queries, classes + 1], the last of no object.
-        masks: f32[queries, height, width], logits.
+        masks: f32[queries, rows, width] each, logits: the image in bands, from the top.
+        things: which of the classes are.
+
+    Returns:
+        Labels i64[height, width], and the segments.
     """
-    inside = _sigmoid(masks).reshape(len(masks), -1)
-    return (scores[:, :-1].T @ inside).argmax(axis=0).reshape(masks.shape[1:])
-
-
-def panoptic(scores: np.ndarray, masks: np.ndarray, things: tuple[bool, ...]) -> FoundSegments:
-    """Segments that do not overlap: each pixel goes to the query that is surest of it, and of a
-    class that is no thing there is one segment. Arguments as of `semantic`."""
     labels, certain = scores.argmax(axis=1), scores.max(axis=1)
     kept = np.flatnonzero((labels < scores.shape[1] - 1) & (certain > LEAST_SCORE))
-    places = np.full(masks.shape[1:], -1, np.int32)
-    found: list[int] = []
-    if len(kept):
-        inside = _sigmoid(masks[kept])
-        winner = (certain[kept, None, None] * inside).argmax(axis=0)
+    semantic, winners = [], []  # a winner: the place in `kept`, -1 outside of its mask
+    of_mask, won = np.zeros((2, len(kept)), np.int64)
+    for band in masks:
+        inside = _sigmoid(band)
+        flat = inside.reshape(len(band), -1)
+        semantic.append((scores[:, :-1].T @ flat).argmax(axis=0).reshape(band.shape[1:]))
+        winner = np.full(band.shape[1:], -1)
+        if len(kept):
+            winner = (certain[kept, None, None] * inside[kept]).argmax(axis=0)
+            own = inside[kept] >= 0.5
+            of_mask += own.sum(axis=(1, 2))
+            won += np.bincount(winner.ravel(), minlength=len(kept))
+            winner[~np.take_along_axis(own, winner[None], axis=0)[0]] = -1
+        winners.append(winner)
+    winner = np.concatenate(winners)
+    both = np.bincount(winner.ravel() + 1, minlength=len(kept) + 1)[1:]
+    place, found = np.full(len(kept) + 1, -1, np.int32), []
     for number, query in enumerate(kept):
-        own, won = inside[number] >= 0.5, winner == number
-        both = own & won
-        if not both.any() or won.sum() / own.sum() < LEAST_LEFT:
+        if not both[number] or won[number] / of_mask[number] < LEAST_LEFT:
             continue
         label = int(labels[query])
         if things[label] or label not in found:
             found.append(label)
-            places[both] = len(found) - 1
+            place[number] = len(found) - 1
         else:
-            places[both] = found.index(label)
-    return FoundSegments(places, np.array(found, np.int32))
+            place[number] = found.index(label)
+    # A winner of -1 reads the last.
+    segments = FoundSegments(place[winner], np.array(found, np.int32))
+    return np.concatenate(semantic), segments
 
 
-def instances(scores: np.ndarray, masks: np.ndarray, things: tuple[bool, ...]) -> Detections:
+def instances(
+    scores: np.ndarray, mask: Callable[[int], np.ndarray], things: tuple[bool, ...]
+) -> Detections:
     """The surest pairs of a query and a thing, with the class's probability times the mean
-    certainty of the mask's pixels as the score. Arguments as of `semantic`."""
+    certainty of the mask's pixels as the score.
+
+    Args:
+        scores: f32[queries, classes + 1], the last of no object.
+        mask: of a query, f32[height, width], logits.
+        things: which of the classes are.
+    """
     of_things = np.flatnonzero(things)
     pairs = scores[:, of_things].ravel()
     best = np.argsort(-pairs, kind="stable")[:MAX_INSTANCES]
     queries, labels = np.divmod(best, len(of_things))
-    used, place = np.unique(queries, return_inverse=True)
-    inside = masks[used] > 0
-    certain = (_sigmoid(masks[used]) * inside).sum(axis=(1, 2)) / (inside.sum(axis=(1, 2)) + 1e-6)
-    encoded = encode_masks(inside)
-    encoded = [encoded[i] for i in place]
+    encoded, certain = {}, {}
+    for query in np.unique(queries):  # one at a time: a hundred large masks need not be there
+        logits = mask(query)
+        inside = logits > 0
+        encoded[query] = encode_masks(inside[None])[0]
+        certain[query] = _sigmoid(logits[inside]).sum() / (inside.sum() + 1e-6)
+    masks = [encoded[query] for query in queries]
     return Detections(
-        boxes=mask_boxes(encoded).astype(np.float32),
-        scores=(pairs[best] * certain[place]).astype(np.float32),
+        boxes=mask_boxes(masks).astype(np.float32),
+        scores=np.array(pairs[best] * [certain[query] for query in queries], np.float32),
         labels=of_things[labels].astype(np.int32),
-        masks=encoded,
+        masks=masks,
     )
 
 

@@ -105,7 +105,8 @@ class Evaluator:
         """
         outputs = self._split.shapes(self._evaluate, variables)
         zeros = {k: np.zeros(v.shape, v.dtype) for k, v in outputs.items()}
-        zeros["id"] = np.array([self._split.first_id], np.int32)
+        first = self._split.first
+        zeros |= {key: first[key] for key in ("id", *zeros) if key in first}  # as they really are
         zeros = self._task.reduce(zeros, self._split)
         names = {*self._task.metrics(zeros, self._split), *self._task.some_metrics}
         return {f"{self.name}/{name}" for name in names}

@@ -64,9 +64,9 @@ class Split:
         return "label" in self._example
 
     @property
-    def first_id(self) -> int:
-        """Of the first example that can be read."""
-        return int(self._example["id"][0])
+    def first(self) -> dict[str, np.ndarray]:
+        """A batch of the first example that can be read."""
+        return self._example
 
     def shapes(self, function: Callable, variables: Any) -> Any:
         """What `function(variables, batch)` gives for one example, as shapes.
@@ -101,7 +101,8 @@ class Split:
 
         def fetched(piece):
             piece = parallelism.to_host(piece)
-            return reduce({k: v[piece["mask"]] for k, v in piece.items() if k != "mask"}, self)
+            rows = {k: v[piece["mask"]] for k, v in piece.items() if k != "mask"}
+            return reduce(rows, self) if piece["mask"].any() else None  # all of them are broken
 
         index, count = parallelism.process_share(self._mesh)
         batches = eval_batches(
@@ -129,7 +130,7 @@ class Split:
             batches.close()
         if batches.broken:
             log(f"{name}: {batches.broken_report()}")
-        rows = [*pieces[:-1], fetched(pieces[-1])]
+        rows = [each for each in (*pieces[:-1], fetched(pieces[-1])) if each is not None]
         return {k: np.concatenate([row[k] for row in rows]) for k in rows[0]}
 
     def image(self, index: int) -> np.ndarray:
