@@ -2,7 +2,9 @@
 
     python -m vitlab.main --config configs/eomt_digit_scenes.py
 
-RESULT
+Reached an AP50 of masks of 0.788, a PQ of 0.552 and an mIoU of 0.687 on the 1,000 scenes for
+testing, in 15:14 on two cores of an AMD EPYC; AP50 0.765 after eleven minutes
+(`experiments/segmentation`).
 """
 
 import ml_collections

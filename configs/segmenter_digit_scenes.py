@@ -4,7 +4,9 @@
     python -m vitlab.main --config configs/segmenter_digit_scenes.py:model=segmenter
 
 A U-Net, which learns from scratch within minutes; or Segmenter's mask transformer on the same
-convolutions at a quarter of the resolution, which takes longer. @RESULT@
+convolutions at a quarter of the resolution, which takes longer. The U-Net reached an mIoU of 0.866
+on the 1,000 scenes for testing in 8:15 on two cores of an AMD EPYC, 0.851 of it within six minutes
+(`experiments/segmentation`).
 """
 
 import ml_collections
@@ -31,19 +33,16 @@ MODELS = {
 
 def get_config(arg=None):
     """`arg`: `model=unet` or `segmenter`, `epochs=N`."""
-    arg = parse_arg(arg, model="unet", epochs=8)
+    arg = parse_arg(arg, model="unet", epochs=7)
     if arg.model not in MODELS:
         raise InputError(f"config argument model is {arg.model!r}: unet or segmenter")
+    preprocess = "decode|semantic|value_range(-1,1)"
 
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.task = "segmentation"
     config.model = MODELS[arg.model]
-    config.data = dict(
-        source="digit_scenes",
-        split="train",
-        preprocess="decode|scale_jitter(64,0.8,1.25)|semantic|value_range(-1,1)",
-    )
+    config.data = dict(source="digit_scenes", split="train", preprocess=preprocess)
     config.batch_size = 16
     config.total_epochs = arg.epochs
     config.loss = dict(dice=1.0)
@@ -53,7 +52,7 @@ def get_config(arg=None):
         test=dict(
             kind="segmentation",
             split="test",
-            preprocess="decode|semantic|value_range(-1,1)",
+            preprocess=preprocess,
             every_epochs=1,
         ),
     )

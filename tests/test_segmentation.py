@@ -225,4 +225,4 @@ def test_an_evaluation_that_cuts_the_image_is_refused(tmp_path, capsys):
     settings = {**SEGMENTER, "evaluators.test.preprocess":
                 "decode|segment_crop(32)|semantic|value_range(-1,1)"}  # fmt: skip
     assert run(MASK, tmp_path / "run", settings) == 2
-    assert "cuts off a part of the image: use resize or letterbox" in capsys.readouterr().err
+    assert "cuts off a part of the image: use resize, letterbox or pad" in capsys.readouterr().err

@@ -39,11 +39,11 @@ def test_objects_become_arrays():
     assert each.labels.dtype == np.int32
     assert each.crowd.tolist() == [True, False]
     assert each.difficult.tolist() == [False, True]
-    assert each.area.tolist() == [8, 12.5]
+    assert each.area.tolist() == [4, 12.5]  # of the triangle, and as it was said
     (outline,), none = each.segmentations
     assert outline.tolist() == polygon.tolist()
     assert none is None
-    assert pickle.loads(pickle.dumps(found)).annotation(0).area.tolist() == [8, 12.5]
+    assert pickle.loads(pickle.dumps(found)).annotation(0).area.tolist() == [4, 12.5]
 
 
 def test_an_image_may_have_no_object():

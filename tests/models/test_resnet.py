@@ -62,7 +62,8 @@ def trained(reference):
 def test_eval_matches_timm(reference):
     model, fixture, variables = reference
     logits, out = apply(model, variables, fixture["images"])
-    assert out.keys() == {"stem", *(f"stage_{i}" for i in range(1, 5)), "pre_logits", "logits"}
+    stages = {f"stage_{i}" for i in range(1, 5)}
+    assert out.keys() == {"stem_conv", "stem", *stages, "pre_logits", "logits"}
     for i in range(1, 5):
         assert_close(out[f"stage_{i}"], fixture[f"stage_{i}"])
     assert_close(logits, fixture["logits"])
@@ -165,7 +166,8 @@ def test_feature_maps_are_the_stages_at_their_strides():
         lambda k: model.init_with_output(k, images, method="feature_maps"), jax.random.key(0)
     )
     assert {stride: m.shape for stride, m in maps.items()} == {
-        4: (1, 16, 24, 8), 8: (1, 8, 12, 12), 16: (1, 4, 6, 16), 32: (1, 2, 3, 24)
+        2: (1, 32, 48, 8), 4: (1, 16, 24, 8), 8: (1, 8, 12, 12), 16: (1, 4, 6, 16),
+        32: (1, 2, 3, 24),
     }  # fmt: skip
 
 

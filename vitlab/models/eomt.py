@@ -195,10 +195,7 @@ class Predict(nn.Module):
             if content is not None:  # zero, as what is beyond the canvas is to the convolution
                 stride = self.patch_size // 2 ** (i + 1)
                 patches = patches * content_mask(content, patches.shape[1:3], stride)[..., None]
-            kernel = self.param(
-                f"up_{i}_depthwise", nn.initializers.lecun_normal(), (3, 3, 1, width)
-            )
-            patches = depthwise(patches, kernel.astype(self.dtype))
+            patches = Depthwise(self.dtype, name=f"up_{i}_depthwise")(patches)
             patches = norm(name=f"up_{i}_norm")(patches)
         masks = jnp.einsum("bqc,bhwc->bqhw", x, patches, preferred_element_type=float32)
         return Masks(logits, masks)
@@ -216,6 +213,19 @@ class Doubling(nn.Module):
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (2, 2, width, width))
         bias = self.param("bias", nn.initializers.zeros, (width,))
         return doubled(x, kernel.astype(self.dtype)) + bias.astype(self.dtype)
+
+
+class Depthwise(nn.Module):
+    """A 3x3 convolution of each channel by itself, as `nn.Conv` without a bias."""
+
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """x: f[batch, rows, columns, width] -> the same."""
+        shape = (3, 3, 1, x.shape[-1])
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        return depthwise(x, kernel.astype(self.dtype))
 
 
 def enlargements(patch_size: int) -> int:

@@ -156,8 +156,9 @@ class ResNet(nn.Module):
 
         Returns:
           The logits f[batch, num_classes], or without a head the pooled features f[batch,
-          features]; and the dict of the named stages: "stem", "stage_1" ... "stage_4" (f[batch,
-          h, w, c]), "pre_logits" f[batch, features] and, with a head, "logits".
+          features]; and the dict of the named stages: "stem_conv" (before the pool, where there is
+          one), "stem", "stage_1" ... "stage_4" (f[batch, h, w, c]), "pre_logits" f[batch, features]
+          and, with a head, "logits".
         """
         bottleneck, _ = VARIANTS[self.variant]
         norm = partial(
@@ -185,6 +186,7 @@ class ResNet(nn.Module):
             x = conv(self.widths[0], 3, 1, self.dtype, "stem_conv")(x)
         x = keep(nn.relu(norm(name="stem_norm")(x)))
         if self.stem == "imagenet":
+            out["stem_conv"] = x
             x = keep(nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1))))
         out["stem"] = x
 
@@ -214,16 +216,19 @@ class ResNet(nn.Module):
     def feature_maps(
         self, images: Array, train: bool = False, content: Array | None = None
     ) -> dict[int, Array]:
-        """The output of each stage, keyed by its stride: 4, 8, 16, 32, or 1, 2, 4, 8 with the
-        small stem. f[batch, ceil(height / stride), ceil(width / stride), channels]."""
+        """The output of each stage, keyed by its stride: 4, 8, 16, 32, after that of the stem's
+        convolution, 2; or 1, 2, 4, 8 with the small stem. f[batch, ceil(height / stride),
+        ceil(width / stride), channels]."""
         _, out = self(images, train, content)
-        return {stride: out[f"stage_{i}"] for i, stride in enumerate(self.strides, 1)}
+        stages = [f"stage_{i + 1}" for i in range(len(self.widths))]
+        stages = ["stem_conv", *stages] if self.stem == "imagenet" else stages
+        return {stride: out[stage] for stride, stage in zip(self.strides, stages, strict=True)}
 
     @property
     def strides(self) -> tuple[int, ...]:
         """Of the feature maps, in pixels."""
-        first = 4 if self.stem == "imagenet" else 1
-        return tuple(first * 2**i for i in range(len(self.widths)))
+        of_stages = [2**i for i in range(len(self.widths))]
+        return (2, *(4 * each for each in of_stages)) if self.stem == "imagenet" else (*of_stages,)
 
     @property
     def num_layers(self) -> int:

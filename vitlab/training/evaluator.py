@@ -106,7 +106,8 @@ class Evaluator:
         outputs = self._split.shapes(self._evaluate, variables)
         zeros = {k: np.zeros(v.shape, v.dtype) for k, v in outputs.items()}
         first = self._split.first
-        zeros |= {key: first[key] for key in ("id", *zeros) if key in first}  # as they really are
+        # Which example it is of, and where its pixels come from, as they really are.
+        zeros |= {key: first[key] for key in ("id", "affine") if key == "id" or key in zeros}
         zeros = self._task.reduce(zeros, self._split)
         names = {*self._task.metrics(zeros, self._split), *self._task.some_metrics}
         return {f"{self.name}/{name}" for name in names}
