@@ -80,6 +80,7 @@ def test_a_directory_has_metrics_and_pictures(segmenter):
     assert load_trained(segmenter).classes == (*"0123456789", "background")
 
 
+@pytest.mark.slow
 def test_a_directory_can_be_measured_again_and_on_another_split(segmenter):
     before = json.loads((segmenter / "result.json").read_text())["metrics"]
     assert vitlab(["evaluate", str(segmenter)]) == 0
@@ -204,6 +205,7 @@ def test_more_segments_than_queries_and_a_mask_beyond_the_classes_are_one_line(t
     assert re.search(r"masks/\d+.png.* 2", capsys.readouterr().err)
 
 
+@pytest.mark.slow
 def test_a_broken_mask_is_skipped_in_training_and_in_evaluation(tmp_path, capsys):
     """Also where it is a batch by itself, the first one of all."""
     source = write_masks(tmp_path / "own")

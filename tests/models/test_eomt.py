@@ -203,6 +203,7 @@ def test_any_size_is_the_same_as_on_a_canvas_of_whole_patches():
     assert_same((found.logits, found.masks[..., :11, :11]), (logits, masks))
 
 
+@pytest.mark.slow
 def test_queries_that_are_held_to_nothing_train_as_they_predict():
     run, train, variables = eomt()
     expected, _ = run(variables, IMAGES)
@@ -229,6 +230,7 @@ def test_without_masked_attention_only_the_last_layer_is_learned_from():
 ONE_BLOCK = {"vit": {"depth": 1}}  # in which no patch has seen another
 
 
+@pytest.mark.slow
 def test_a_held_query_is_moved_by_the_patches_of_its_mask_alone():
     model = build(**ONE_BLOCK)
     variables, image = drawn(model, IMAGES), jnp.asarray(IMAGES[:1, :16, :24])

@@ -45,6 +45,7 @@ def apply(**settings):
     return jax.jit(model.apply, static_argnames="train")
 
 
+@pytest.mark.slow
 def test_padding_an_image_more_does_not_change_its_boxes(images):
     image = images[:, :24, :40]
     variables = drawn(detector(encoder_layers=1), image)
@@ -113,6 +114,7 @@ def test_noisy_copies_lie_as_far_off_as_they_should(targets):
     assert abs((labels != 1).mean() - 0.5 * 2 / 3) < 0.03
 
 
+@pytest.mark.slow
 def test_without_a_learned_move_the_boxes_stay_where_they_were_proposed(images):
     model = detector()
     variables = model.init(jax.random.key(0), images)

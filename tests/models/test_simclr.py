@@ -84,6 +84,7 @@ def test_random_projections_lose_log_of_the_number_of_views():
     assert nearest.all()
 
 
+@pytest.mark.slow
 def test_the_projector_is_version_2_s():
     """Three layers, each with batch norm, the last without a shift and without a nonlinearity."""
     model = SimCLR(ViT(width=8, depth=1, num_heads=1, patch_size=8))

@@ -164,6 +164,7 @@ def test_boxes_come_back_in_pixels_of_the_original_image():
     assert (np.abs(sides - [48 - x1, 48 - x0]).max(axis=1) < 1e-3).any()
 
 
+@pytest.mark.slow
 def test_a_larger_canvas_finds_the_same_boxes():
     task = make()
     rows = [batch(f"letterbox({size})|pad_boxes(3)") for size in ("(24,48)", "(40,48)", "(48,48)")]
@@ -191,6 +192,7 @@ def test_photometric_augmentation_does_not_see_the_padding():
     assert np.abs(plain(batch("letterbox((24,48))|pad_boxes(3)")) - tight).max() > 0.05
 
 
+@pytest.mark.slow
 def test_the_softmax_gives_each_query_one_class_which_is_never_nothing():
     task, rows = make(PUBLISHED), batch()
     variables = fresh(task, rows)
@@ -228,6 +230,7 @@ def test_a_perfect_detector_has_an_average_precision_of_one(tmp_path):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_sigmoids_begin_at_one_per_cent():
     task, rows = make(), batch()
     found, _ = jax.jit(task.model.apply)(fresh(task, rows), normalize(rows["image"]))

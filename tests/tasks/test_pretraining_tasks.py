@@ -48,6 +48,7 @@ def simclr():
     return task, jax.jit(task.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "model", "drawn"), [
     ("mae", MAE, "noise"), ("simclr", SIMCLR, "image")
 ])  # fmt: skip

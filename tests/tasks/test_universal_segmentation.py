@@ -48,6 +48,7 @@ def batch(progress=0.5):
     return {key: jnp.asarray(np.stack([row[key] for row in rows])) for key in rows[0]}
 
 
+@pytest.mark.slow
 def test_a_row_that_is_padding_of_the_batch_counts_nowhere():
     task, rows = make(), batch()
     variables = jax.jit(task.init)(jax.random.key(1), normalize(rows["image"][:1]))

@@ -67,6 +67,7 @@ def mixed():
     return make_task({"mixup": 0.5})
 
 
+@pytest.mark.slow
 def test_accumulation_equals_the_large_batch(mixed):
     batch = make_batch()
     batch["mask"][5:] = False  # parts with different counts: 3, 2 (and 2, 2, 1, 0)
