@@ -5,11 +5,12 @@ import pathlib
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from vitlab import config as config_lib
-from vitlab.errors import DivergedError, InputError, WorkerError
+from vitlab.errors import InputError
+from vitlab.training.exit_codes import exit_code, failed
 
 USAGE = """\
 usage: python -m vitlab.main --config FILE[:arg] [--config.KEY=VALUE ...] [--workdir DIR]
@@ -78,43 +79,6 @@ def _train(config: dict[str, Any], command: Command) -> int:
         train(config, command.workdir, name, Console(force_jupyter=False))
 
     return exit_code(run)
-
-
-def exit_code(run: Callable[[], Any]) -> int:
-    """Runs a command, and turns every error that a user can meet into one line and a code."""
-    import absl.logging
-    import jax
-
-    from vitlab.training.loop import StoppedError
-
-    # Orbax and Grain log tracebacks of errors that they also raise.
-    absl.logging.set_verbosity(absl.logging.FATAL)
-    try:
-        run()
-    except InputError as e:
-        return failed(f"error: {e}", 2)
-    except DivergedError as e:
-        return failed(f"diverged: {e}", 3)
-    except StoppedError as e:
-        return failed(str(e), 128 + e.signum)
-    except (OSError, WorkerError) as e:
-        return failed(f"error: {e}", 1)
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
-    except jax.errors.JaxRuntimeError as e:
-        reason = " ".join(str(e).split())[:300]
-        if "RESOURCE_EXHAUSTED" in reason:
-            return failed(f"error: a device has no memory left ({reason})", 1)
-        if jax.process_count() == 1:
-            raise
-        return failed(f"error: this or another process of the run failed ({reason})", 1)
-    return 0
-
-
-def failed(line: str, code: int) -> int:
-    """Prints the line that says why a command ends with this code, and returns the code."""
-    print(f"vitlab: {line}", file=sys.stderr, flush=True)
-    return code
 
 
 def parse(argv: Sequence[str]) -> Command:

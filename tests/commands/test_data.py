@@ -240,9 +240,9 @@ def test_preview_draws_an_image_each(cats, capsys):
         (["check", "digits", "--split"], "argument --split needs a value"),
         (["preview", "images:.", "--count", "0"], "--count is '0' but must be a number from 1 on"),
         (["preview", "images:."], "vitlab data preview needs --out DIR"),
-        (["preview", "images:.", "--out", "x"], "has no objects to draw: the source is of whole"),
+        (["preview", "images:.", "--out", "x"], "has no objects to draw"),
         (["preview", "images:.", "--out", "x", "--draw", "a"], "--draw is 'a' but must be objects"),
-        (["preview", "images:.", "--out=x", "--draw=segments"], "has no segments to draw: the"),
+        (["preview", "images:.", "--out=x", "--draw=segments"], "has no segments to draw"),
     ],
 )
 def test_wrong_command_lines(arguments, message, capsys, tmp_path, monkeypatch):

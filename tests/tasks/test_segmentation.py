@@ -10,7 +10,7 @@ import pytest
 from vitlab.data.preprocess import Preprocess
 from vitlab.data.segments import Segments
 from vitlab.errors import InputError
-from vitlab.tasks.segmentation import at_original, best_at_original
+from vitlab.evaluation.original import at_original, best_at_original
 from vitlab.tasks.task import task_class
 from vitlab.training.step import gradients
 
@@ -164,9 +164,6 @@ class OfColour:
         del variables, content, method
         return images
 
-    def predict(self):
-        """Only its name is looked at."""
-
 
 def test_enlarging_is_torchs_bilinear():
     """torch.nn.functional.interpolate([[0, 1], [2, 5]], scale_factor=2, mode="bilinear")."""
@@ -230,6 +227,8 @@ def test_what_does_not_fit_is_one_line():
         type(task).from_config(SEGMENTER, {}, {}, (), jnp.float32)
     with pytest.raises(InputError, match="class_weights has 2 numbers for 3 classes"):
         make(class_weights=(1.0, 2.0))
+    with pytest.raises(InputError, match="cross_entropy and dice are both 0"):
+        make(cross_entropy=0.0)
     with pytest.raises(InputError, match="hard_pixels is 0"):
         make(hard_pixels=0.0)
     with pytest.raises(InputError, match="no model 'u-net'; did you mean 'unet'"):

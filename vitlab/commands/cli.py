@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from vitlab.config import nearest
-from vitlab.main import exit_code, failed
+from vitlab.training.exit_codes import exit_code, failed
 
 USAGE = """\
 usage: vitlab VERB ...

@@ -122,7 +122,7 @@ def preview(source: Source, out: epath.Path, count: int, draw: str) -> None:
     for index in range(min(count, len(source))):
         example, where = source[index], source.describe(index)
         if draw not in example:
-            raise InputError(f"{where}: has no {draw} to draw: the source is of whole images")
+            raise InputError(f"{where}: has no {draw} to draw")
         try:
             image = decode(example["image"])
         except InputError as error:

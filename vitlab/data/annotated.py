@@ -11,12 +11,9 @@ import numpy as np
 from vitlab.data.annotations import RLE, Annotation, Annotations, Object, Record, Segmentation
 from vitlab.data.decode import image_size
 from vitlab.data.folders import place_in_order, read_file
-from vitlab.data.segments import Segments, from_objects
+from vitlab.data.segments import BACKGROUND, Segments, from_objects
 from vitlab.data.splits import resolve, split_names
 from vitlab.errors import InputError
-
-# The class of what no object covers.
-BACKGROUND = "background"
 
 
 class AnnotatedSource:

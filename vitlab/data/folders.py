@@ -146,6 +146,7 @@ def _subfolders(folder: epath.Path) -> dict[str, epath.Path]:
 
 
 def holds_images(folder: epath.Path) -> bool:
+    """Whether an image file lies in the folder itself; an InputError if it cannot be read."""
     return any(path.suffix.lower() in IMAGE_SUFFIXES for path in _entries(folder))
 
 

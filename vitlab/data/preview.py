@@ -7,11 +7,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from vitlab.data.annotations import RLE, Annotation, Segmentation
-from vitlab.data.segments import Segments
+from vitlab.data.segments import BACKGROUND, Segments
 
 _READABLE = 1280  # Pixels of the longer side; smaller images are enlarged by a whole number.
 _FILL = 100  # How opaque a mask is, of 255.
-_BACKGROUND = "background"
 
 
 def draw_objects(
@@ -69,7 +68,7 @@ def draw_segments(
     picture, zoom = _enlarged(image)
     places = segments.map.repeat(zoom, axis=0).repeat(zoom, axis=1)
     colors = np.array([*map(_color, segments.labels), (0, 0, 0)], np.uint8)[places]
-    seen = [segment_names[label] != _BACKGROUND for label in segments.labels]
+    seen = [segment_names[label] != BACKGROUND for label in segments.labels]
     filled = np.array([*seen, False])[places] * np.uint8(_FILL)
     picture.paste(Image.fromarray(colors), None, Image.fromarray(filled))
     border = np.zeros(places.shape, bool)
@@ -86,7 +85,7 @@ def _with_legend(picture: Image.Image, segments: Segments, names: Sequence[str])
     for crowd in (False, True):
         labels, counts = np.unique(segments.labels[segments.crowd == crowd], return_counts=True)
         for label, count in zip(labels.tolist(), counts.tolist(), strict=True):
-            if names[label] == _BACKGROUND:
+            if names[label] == BACKGROUND:
                 continue
             times = f" x {count}" if count > 1 else ""
             rows.append((label, f"{names[label]}{times}{' (crowd)' if crowd else ''}"))

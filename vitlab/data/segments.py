@@ -7,6 +7,9 @@ import numpy as np
 from vitlab.data.annotations import RLE, Annotation, Segmentation
 from vitlab.errors import InputError
 
+# The class of what no object covers.
+BACKGROUND = "background"
+
 
 @dataclasses.dataclass(frozen=True)
 class Segments:

@@ -228,4 +228,5 @@ def _draw(axes: Axes, boxes, names: Sequence[str], colors: Sequence[str], dashed
 
 
 def count(number: int, noun: str, plural: str = "s") -> str:
+    """A number with its noun, such as "1 object" and "2 classes" (plural: "es")."""
     return f"{number} {noun}{'' if number == 1 else plural}"

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import flax.linen as nn
+import jax
 import numpy as np
 
 from vitlab import config as config_lib
@@ -21,14 +22,20 @@ class AroundBackbone:
     augment_config: Any
 
     names: ClassVar[str] = "class_names"
+    given: ClassVar[tuple[str, ...]] = ()  # fields of the model that the task sets, not the config
 
     def settings(self) -> dict[str, Any]:
         """The sections that this task read, resolved."""
+        model = config_lib.as_dict(model_settings(self.model))
         return {
-            "model": config_lib.as_dict(model_settings(self.model)),
+            "model": {key: value for key, value in model.items() if key not in self.given},
             "loss": config_lib.as_dict(self.loss_config),
             "augment": config_lib.as_dict(self.augment_config),
         }
+
+    def init(self, key: jax.Array, images: jax.Array) -> dict[str, Any]:
+        """Fresh variables for images of this shape."""
+        return self.model.init(key, images)
 
     def reduce(self, outputs: Mapping[str, np.ndarray], examples: Examples) -> Arrays:
         """All of them."""

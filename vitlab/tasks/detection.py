@@ -38,6 +38,7 @@ class Detection(AroundBackbone):
     axis_name: str | None = None
 
     evaluators: ClassVar[tuple[str, ...]] = ("detection",)
+    given: ClassVar[tuple[str, ...]] = ("num_classes", "class_bias", "no_object")
     some_metrics: ClassVar[tuple[str, ...]] = ("AP_small", "AP_medium", "AP_large")
     class_parameters: ClassVar[tuple[str, ...]] = (
         "class_head/.*",
@@ -81,17 +82,6 @@ class Detection(AroundBackbone):
             classes=tuple(classes),
             axis_name=axis_name,
         )
-
-    def settings(self) -> dict[str, Any]:
-        """The sections that this task read, resolved."""
-        settings = super().settings()
-        for given in ("num_classes", "class_bias", "no_object"):
-            settings["model"].pop(given, None)
-        return settings
-
-    def init(self, key: jax.Array, images: jax.Array) -> dict[str, Any]:
-        """Fresh variables for images of this shape."""
-        return self.model.init(key, images)
 
     def augment(self, batch: Arrays, normalize: Callable, seed: int, step: jax.Array) -> Arrays:
         """Makes `image` f32, augmented, zero where it is padding; and adds `targets`."""

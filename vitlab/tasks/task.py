@@ -36,12 +36,8 @@ class Examples(Protocol):
         """The segments in the original image, of a source that has some."""
 
     @property
-    def segment_names(self) -> tuple[str, ...]:
-        """The classes of the segments, of a source that has some."""
-
-    @property
     def things(self) -> tuple[bool, ...]:
-        """Which of `segment_names` are of objects that can be counted."""
+        """Which of the source's `segment_names` are of objects that can be counted."""
 
     def to_pixels(self, images: np.ndarray) -> np.ndarray:
         """Normalized images to uint8, the inverse of `normalize`."""

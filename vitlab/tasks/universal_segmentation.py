@@ -10,24 +10,21 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
-from vitlab import config as config_lib
 from vitlab.errors import InputError
 from vitlab.evaluation import segmentation_pictures as draw
 from vitlab.evaluation.boxes import Detections
 from vitlab.evaluation.detection import coco_evaluation, coco_metrics, coco_results
 from vitlab.evaluation.detection_pictures import class_bars
 from vitlab.evaluation.masks import encode_masks, mask_boxes
+from vitlab.evaluation.original import at_original, bands
 from vitlab.evaluation.panoptic import panoptic_counts, panoptic_quality, per_class_pq
 from vitlab.evaluation.segments import FoundSegments
-from vitlab.models.build import UNIVERSAL_SEGMENTERS, build_around_backbone
+from vitlab.models.build import UNIVERSAL_SEGMENTERS
 from vitlab.models.eomt import masking
 from vitlab.models.mask_loss import MaskLoss, segment_targets
-from vitlab.tasks.backbone import AroundBackbone
-from vitlab.tasks.photometric import AugmentConfig, photometric, without_padding
-from vitlab.tasks.segmentation import (
-    at_original,
-    bands,
-    check_classes,
+from vitlab.tasks.photometric import photometric, without_padding
+from vitlab.tasks.segmenting import (
+    Segmenting,
     check_evaluation,
     of_each,
     on_all_cores,
@@ -45,55 +42,15 @@ LEAST_SCORE = LEAST_LEFT = 0.8
 
 
 @dataclasses.dataclass(frozen=True)
-class UniversalSegmentation(AroundBackbone):
+class UniversalSegmentation(Segmenting):
     """See `vitlab.tasks.task.Task` for what each function promises."""
 
-    classes: tuple[str, ...]
-    axis_name: str | None = None
-
-    names: ClassVar[str] = "segment_names"
-    evaluators: ClassVar[tuple[str, ...]] = ("segmentation",)
+    models: ClassVar[Mapping[str, str]] = UNIVERSAL_SEGMENTERS
+    loss_class: ClassVar[type] = MaskLoss
     some_metrics: ClassVar[tuple[str, ...]] = (
         "AP_small", "AP_medium", "AP_large", "PQ_things", "PQ_stuff",
     )  # fmt: skip
     class_parameters: ClassVar[tuple[str, ...]] = ("predict/class/.*",)
-
-    @classmethod
-    def from_config(
-        cls,
-        model: Arrays,
-        loss: Arrays,
-        augment: Arrays,
-        classes: tuple[str, ...],
-        dtype: Any,
-        axis_name: str | None = None,
-    ) -> "UniversalSegmentation":
-        """Builds the task. `config.model` has `name`, `backbone` and the fields of the model.
-
-        Raises:
-            InputError: a wrong key or value.
-        """
-        check_classes(classes)
-        module = build_around_backbone(
-            model, UNIVERSAL_SEGMENTERS, num_classes=len(classes), dtype=dtype, axis_name=axis_name
-        )
-        return cls(
-            model=module,
-            loss_config=config_lib.section(loss, MaskLoss, "config.loss"),
-            augment_config=config_lib.section(augment, AugmentConfig, "config.augment"),
-            classes=tuple(classes),
-            axis_name=axis_name,
-        )
-
-    def settings(self) -> dict[str, Any]:
-        """The sections that this task read, resolved."""
-        settings = super().settings()
-        settings["model"].pop("num_classes", None)
-        return settings
-
-    def init(self, key: jax.Array, images: jax.Array) -> dict[str, Any]:
-        """Fresh variables for images of this shape."""
-        return self.model.init(key, images)
 
     def augment(self, batch: Arrays, normalize: Callable, seed: int, step: jax.Array) -> Arrays:
         """Makes `image` f32, augmented, zero where it is padding; and adds `masked`, how probable
@@ -152,19 +109,9 @@ class UniversalSegmentation(AroundBackbone):
         scores = jax.nn.softmax(found.logits)
         return {"scores": scores, "masks": found.masks, "affine": batch["affine"]}
 
-    def show(self, variables: Arrays, batch: Arrays, normalize: Callable) -> Arrays:
-        """The same, of the few."""
-        return self.evaluate(variables, batch, normalize)
-
-    def features(self, variables: Arrays, images: jax.Array) -> Arrays:
-        """The patches after the last block, for whole images f32[batch, height, width, channels],
-        and their mean as `pre_logits`."""
-        maps = self.model.apply(variables, images)[1]["feature_map"]
-        return {"feature_map": maps, "pre_logits": maps.mean(axis=(1, 2))}
-
     def reduce(self, outputs: Mapping[str, np.ndarray], examples: Examples) -> Arrays:
         """What is counted in each image at its original resolution, see
-        `tasks.segmentation.semantic_counts`; of a source with things, panoptic counts
+        `tasks.segmenting.semantic_counts`; of a source with things, panoptic counts
         f64[classes, 4] and the instances, `Detections`."""
 
         def count(index):
@@ -183,7 +130,7 @@ class UniversalSegmentation(AroundBackbone):
         return {"id": outputs["id"], **of_each(count, len(outputs["id"]))}
 
     def metrics(self, outputs: Mapping[str, np.ndarray], examples: Examples) -> dict[str, float]:
-        """See `tasks.segmentation.semantic_metrics`; of a source with things PQ, SQ, RQ, PQ_things,
+        """See `tasks.segmenting.semantic_metrics`; of a source with things PQ, SQ, RQ, PQ_things,
         PQ_stuff and COCO's AP of masks."""
         metrics = semantic_metrics(outputs, len(self.classes))
         if "instances" in outputs:
@@ -201,7 +148,7 @@ class UniversalSegmentation(AroundBackbone):
         examples: Examples,
         directory: pathlib.Path,
     ) -> None:
-        """Image, truth, panoptic prediction and errors; see `tasks.segmentation.semantic_pictures`;
+        """Image, truth, panoptic prediction and errors; see `tasks.segmenting.semantic_pictures`;
         PQ of each class; and all instances with the data set's own ids, as COCO's tools read
         them."""
         truth = [examples.segments(i) for i in shown["id"]]

@@ -155,13 +155,8 @@ class Split:
         return self.source.segments(int(index))
 
     @property
-    def segment_names(self) -> tuple[str, ...]:
-        """The classes of the segments, of a source that has some."""
-        return self.source.segment_names
-
-    @property
     def things(self) -> tuple[bool, ...]:
-        """Which of `segment_names` are of objects that can be counted."""
+        """Which of the source's `segment_names` are of objects that can be counted."""
         return self.source.things
 
     def to_pixels(self, images: np.ndarray) -> np.ndarray:
