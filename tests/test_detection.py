@@ -167,7 +167,7 @@ def test_a_detector_for_other_classes_keeps_all_but_its_heads(detector, own, tmp
     assert run("detr_digit_scenes", tmp_path / "own", settings) == 0
     left = re.search(r"left behind: (.*)", capsys.readouterr().out)[1]
     assert left == "decoder (2), label_embedding (1), proposal_heads_0 (2)"
-    before, after = transfer.read(detector)[0], transfer.read(tmp_path / "own")[0]
+    before, after = transfer.read(detector).variables, transfer.read(tmp_path / "own").variables
     heads = re.compile(r"(decoder/heads|proposal_heads_0)/class/.*|label_embedding/.*")
     for name, value in after.items():
         if heads.fullmatch(name):
@@ -218,8 +218,8 @@ def test_a_detector_starts_from_a_mae_and_from_a_classifier(tmp_path, capsys):
         assert run("detr_digit_scenes", tmp_path / f"from_{start}", settings) == 0
         out = capsys.readouterr().out
         assert "left behind: " + {"mae": "decoder", "classifier": "head (2)"}[start] in out
-        before = transfer.read(tmp_path / start)[0]
-        after = transfer.read(tmp_path / f"from_{start}")[0]
+        before = transfer.read(tmp_path / start).variables
+        after = transfer.read(tmp_path / f"from_{start}").variables
         backbone = [name for name in after if name.startswith("backbone/")]
         assert len(backbone) > 10
         for name in backbone:

@@ -72,8 +72,8 @@ def test_fine_tuning_takes_the_encoder_and_says_so(mae, tmp_path, capsys):
         == "decoder (16), decoder_embed (2), decoder_norm (2), decoder_pred (2), mask_token (1)"
     )
     assert set(re.search(r"2 new: (.*)", out)[1].split(", ")) == {"head/kernel", "head/bias"}
-    pretrained, _ = transfer.read(mae)
-    tuned, _ = transfer.read(tmp_path / "tuned")
+    pretrained = transfer.read(mae).variables
+    tuned = transfer.read(tmp_path / "tuned").variables
     for name, value in tuned.items():
         if not name.startswith("head/"):
             np.testing.assert_array_equal(value, pretrained[f"backbone/{name}"])

@@ -124,7 +124,7 @@ def test_a_segmenter_for_other_classes_keeps_all_but_its_heads(segmenter, own, t
     assert run(MASK, tmp_path / "own", settings) == 0
     left = re.search(r"left behind: (.*)", capsys.readouterr().out)[1]
     assert left == "class_embedding (1), mask_norm (2)"
-    before, after = transfer.read(segmenter)[0], transfer.read(tmp_path / "own")[0]
+    before, after = transfer.read(segmenter).variables, transfer.read(tmp_path / "own").variables
     for name, value in after.items():
         if name.startswith(("class_embedding", "mask_norm")):
             assert value.shape != before[name].shape
@@ -162,8 +162,8 @@ def test_segmenters_start_from_mae_simclr_and_a_classifier(tmp_path, capsys):
         settings = {**sizes, "init_from": tmp_path / start, "optimizer.lr": 0.0}
         assert run(name, tmp_path / f"from_{start}", settings) == 0
         assert f"left behind: {left[start]}" in capsys.readouterr().out
-        before = transfer.read(tmp_path / start)[0]
-        after = transfer.read(tmp_path / f"from_{start}")[0]
+        before = transfer.read(tmp_path / start).variables
+        after = transfer.read(tmp_path / f"from_{start}").variables
         backbone = [name for name in after if name.startswith("backbone/")]
         assert len(backbone) > 10
         for name in backbone:

@@ -25,6 +25,7 @@ Size = Side | tuple[Side, Side]
 Probability = Annotated[float, Between(0, 1)]
 Level = Annotated[int, Between(0, 255)]
 Method = Literal["nearest", "bilinear", "bicubic", "area", "lanczos"]
+Rounding = Literal["nearest", "down"]
 
 
 def fit(value: Any, kind: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import numpy as np
 
-from vitlab.data.arguments import Between, Method, Probability, Side, Size
+from vitlab.data.arguments import Between, Method, Probability, Rounding, Side, Size
 from vitlab.data.resize import resize as resize_image
 from vitlab.data.resize import small_size
 from vitlab.errors import InputError
@@ -31,10 +31,15 @@ def resize(example: dict, size: Size, method: Method = "bilinear", antialias: bo
 
 
 def resize_small(
-    example: dict, size: Side, method: Method = "area", antialias: bool = False
+    example: dict,
+    size: Side,
+    method: Method = "area",
+    antialias: bool = False,
+    rounding: Rounding = "nearest",
 ) -> dict:
     """Resizes so that the shorter side is `size`. See `vitlab.data.resize.resize_small`."""
-    return resize(example, small_size(*example["image"].shape[:2], size), method, antialias)
+    new_size = small_size(*example["image"].shape[:2], size, rounding)
+    return resize(example, new_size, method, antialias)
 
 
 def random_scale(

@@ -35,19 +35,24 @@ def to_grey(image: np.ndarray) -> np.ndarray:
     return np.asarray(Image.fromarray(image).convert("L"))[..., None]
 
 
-def central_crop(image: np.ndarray, size: Size | None = None) -> np.ndarray:
+def central_crop(
+    image: np.ndarray, size: Size | None = None, rounding: Literal["down", "even"] = "down"
+) -> np.ndarray:
     """Cuts out the centre; without a size the largest square.
 
     Args:
       image: uint8[height, width, channels].
       size: the side of a square, or (height, width), in pixels.
+      rounding: where the centre lies between two pixels: the place of the crop is rounded down, or
+        half to even as in torchvision.
 
     Raises:
       InputError: the image is smaller than that.
     """
     height, width = _pair(min(image.shape[:2]) if size is None else size)
     _check_fits("central_crop", image, height, width)
-    top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+    half = round if rounding == "even" else math.floor
+    top, left = half((image.shape[0] - height) / 2), half((image.shape[1] - width) / 2)
     return image[top : top + height, left : left + width]
 
 

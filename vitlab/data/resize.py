@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from vitlab.data.arguments import Method, Side, Size
+from vitlab.data.arguments import Method, Rounding, Side, Size
 
 
 def resize(
@@ -50,7 +50,11 @@ def resize(
 
 
 def resize_small(
-    image: np.ndarray, size: Side, method: Method = "area", antialias: bool = False
+    image: np.ndarray,
+    size: Side,
+    method: Method = "area",
+    antialias: bool = False,
+    rounding: Rounding = "nearest",
 ) -> np.ndarray:
     """Resizes so that the shorter side is `size` and the aspect ratio stays (as big_vision does).
 
@@ -59,15 +63,21 @@ def resize_small(
       size: the new length of the shorter side, in pixels.
       method: see `resize`.
       antialias: see `resize`.
+      rounding: of the longer side's length: `nearest` as in big_vision, `down` as in torchvision.
 
     Returns:
       uint8[new_height, new_width, channels], the smaller of the two being `size`.
     """
-    return resize(image, small_size(*image.shape[:2], size), method, antialias)
+    return resize(image, small_size(*image.shape[:2], size, rounding), method, antialias)
 
 
-def small_size(height: int, width: int, size: int) -> tuple[int, int]:
+def small_size(
+    height: int, width: int, size: int, rounding: Rounding = "nearest"
+) -> tuple[int, int]:
     """Height and width after `resize_small`."""
+    if rounding == "down":
+        long = int(size * max(height, width) / min(height, width))
+        return (size, long) if height <= width else (long, size)
     # In float32 and half to even, as in TensorFlow: the longer side is the same to the pixel.
     factor = np.float32(size) / np.float32(min(height, width))
     long = max(size, int(np.rint(np.float32(max(height, width)) * factor)))

@@ -198,7 +198,8 @@ class Experiment:
             their classes.
         accumulate: parts a batch is cut into to save memory.
         ema_decay: of the moving average of the parameters, a step; None keeps none.
-        init_from: a working directory or a checkpoint to take parameters from.
+        init_from: a working directory, a checkpoint or published weights to take parameters from.
+        init_hints: of `vitlab.weights.load`, for published weights.
         init_allow: regexes of the parameters that may stay new, go unused or change shape.
         precision: of computation; `auto` is bfloat16 on accelerators and float32 on CPU.
         deterministic: whether a run on a GPU repeats to the bit, for a price in speed; on a CPU it
@@ -219,6 +220,7 @@ class Experiment:
     accumulate: int = 1
     ema_decay: float | None = None
     init_from: str = ""
+    init_hints: dict[str, Any] = dataclasses.field(default_factory=dict)
     init_allow: tuple[str, ...] = ()
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     deterministic: bool = False

@@ -5,7 +5,6 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,6 +25,7 @@ from vitlab.training.optimizer import frozen_parameters, make_optimizer
 from vitlab.training.schedules import make_schedule
 from vitlab.training.step import TrainState, make_train_step, normalizer
 from vitlab.weights import transfer
+from vitlab.weights.loading import names_of, nested
 
 # XLA's options that make a program on a GPU repeat to the bit.
 DETERMINISTIC = {"xla_gpu_deterministic_ops": True}
@@ -110,7 +110,7 @@ class Setup:
             lay_out_like(shape, params, layout, self.mesh),
         )
         self._check_metric_names(shape)
-        self._initial: dict[str, np.ndarray] | None = None
+        self._origin: transfer.Origin | None = None
 
     def steps(self, duration: config_lib.Duration) -> int:
         """A duration in optimizer steps of this run."""
@@ -146,7 +146,7 @@ class Setup:
         placed = {"params": shardings.params, **shardings.model_state}
         variables = jax.jit(self._variables, out_shardings=placed)()
         if self.experiment.init_from:
-            if self._initial is None:  # there were checkpoints, but all were damaged
+            if self._origin is None:  # there were checkpoints, but all were damaged
                 self.read_initial()
             variables = jax.device_put(self._transferred(variables, log), placed)
         without_totals = shardings.replace(totals={})
@@ -255,50 +255,54 @@ class Setup:
         fit.
 
         Raises:
-            InputError: there is no checkpoint, or a parameter that nothing accounts for.
+            InputError: there is nothing to start from, or a parameter that nothing accounts for.
         """
-        if self.experiment.init_from:
-            params, state = transfer.read(self.experiment.init_from)
-            self._initial = params | state
-            self._transfer({"params": self.target.params, **self.target.model_state})
-            allow = self.experiment.init_allow
-            other = [key for key in _MEANING if key in self._differing()]
-            other = [key for key in other if not transfer.allowed(key, allow)]
-            if other:
-                raise InputError(
-                    "config.init_from: all parameters fit, but would mean something else"
-                    f"{self._what_would_fit()}; or name {other[0]!r} in config.init_allow"
-                )
+        exp = self.experiment
+        if not exp.init_from:
+            return
+        # A position table is resized as its source would, to what this run will see.
+        size = {"image_size": self._example["image"].shape[1:3]}
+        self._origin = transfer.read(exp.init_from, {**size, **exp.init_hints})
+        self._transfer({"params": self.target.params, **self.target.model_state})
+        other = [key for key in _MEANING if key in self._differing()]
+        other = [key for key in other if not transfer.allowed(key, exp.init_allow)]
+        if other:
+            raise InputError(
+                "config.init_from: all parameters fit, but would mean something else"
+                f"{self._what_would_fit()}; or name {other[0]!r} in config.init_allow"
+            )
 
     def _transfer(self, variables: Any) -> tuple[dict[str, Any], transfer.TransferReport]:
         """The variables, or shapes of them, with what `init_from` has in its place; by name."""
-        own = {k: v for k, v in variables.items() if k != "params"}
-        fresh = flax.traverse_util.flatten_dict({**variables["params"], **own}, sep="/")
-        other, classes = self._other_run()
-        task, heads = other.get("task"), ()
-        if task != self.experiment.task or classes != list(self.classes):
-            theirs = task_class(task).class_parameters if task else ()
-            heads = (*self.task.class_parameters, *theirs)
+        fresh = names_of(variables)
+        origin, task = self._origin, self.experiment.task
+        theirs = task_class(origin.task).class_parameters if origin.task else ()
+        heads = (*self.task.class_parameters, *theirs)
         name = self.resolved["model"].get("name")  # of a detector, or of a backbone alone
-        same = task == self.experiment.task and name == other["model"].get("name")
+        same = origin.task == task and name == origin.model.get("name")
+        if origin.task == task and self._same_classes(fresh, heads):
+            heads = ()
         try:
-            return transfer.transfer(fresh, self._initial, self.experiment.init_allow, heads, same)
+            return transfer.transfer(
+                fresh, origin.variables, self.experiment.init_allow, heads, same
+            )
         except InputError as e:
             raise InputError(f"{e}{self._what_would_fit()}") from e
 
+    def _same_classes(self, fresh: dict[str, Any], heads: tuple[str, ...]) -> bool:
+        """Whether the heads of `init_from` are for these classes; published ones are where they are
+        for as many."""
+        origin = self._origin
+        if origin.classes is not None:
+            return origin.classes == self.classes
+        theirs = {k: v.shape for k, v in origin.variables.items() if transfer.allowed(k, heads)}
+        return theirs == {k: v.shape for k, v in fresh.items() if transfer.allowed(k, heads)}
+
     def _transferred(self, variables: Any, log: Callable[[str], None]) -> Any:
         filled, report = self._transfer(parallelism.to_host(variables))
-        log(f"init_from {self.experiment.init_from}: {report}")
-        tree = flax.traverse_util.unflatten_dict(filled, sep="/")
-        collections = {k: tree.pop(k) for k in variables if k != "params"}
-        return {"params": tree, **collections}
-
-    def _other_run(self) -> tuple[dict[str, Any], list[str]]:
-        """Config and classes of the run that `init_from` names; without a config, an empty one."""
-        checkpoint = checkpoints.locate(self.experiment.init_from).path
-        path = checkpoint.parents[1] / "config.json"
-        config = json.loads(path.read_text()) if path.exists() else {}
-        return config, json.loads((checkpoint / "meta.json").read_text())["classes"]
+        file = f"{self._origin.report}\n" * bool(self._origin.report)
+        log(f"init_from {self.experiment.init_from}: {file}{report}")
+        return nested(filled)
 
     def _what_would_fit(self) -> str:
         """The settings of the other run's backbone where they are not ours, for an error."""
@@ -308,11 +312,7 @@ class Setup:
 
     def _differing(self) -> dict[str, Any]:
         """The fields of the other run's backbone that are not as ours, with their values there."""
-        directory = checkpoints.locate(self.experiment.init_from).path.parents[1]
-        if not (directory / "config.json").exists():
-            return {}
-        theirs = json.loads((directory / "config.json").read_text())["model"]
-        theirs, ours = (m.get("backbone", m) for m in (theirs, self.resolved["model"]))
+        theirs, ours = (m.get("backbone", m) for m in (self._origin.model, self.resolved["model"]))
         return {
             key: theirs[key]
             for key in ours

@@ -1,1 +1,6 @@
-"""Parameters from elsewhere: other runs' checkpoints."""
+"""Everyone's weights, in and out; and the parameters of one run as the start of another."""
+
+from vitlab.weights.loading import Loaded, LoadReport, load
+from vitlab.weights.saving import save
+
+__all__ = ["LoadReport", "Loaded", "load", "save"]

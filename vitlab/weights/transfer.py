@@ -1,18 +1,45 @@
-"""Parameters of one run as the start of another, with every one accounted for."""
+"""Parameters of a run, or published ones, as the start of another, every one accounted for."""
 
 import collections
 import dataclasses
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-import flax.traverse_util
 import jax.numpy as jnp
 import numpy as np
 
 from vitlab import checkpoints
 from vitlab.errors import InputError
+from vitlab.models.build import model_settings
+from vitlab.models.detr import DETR
+from vitlab.models.mae import MAE
 from vitlab.ops.positions import resize_position_embedding
+from vitlab.weights.hub import is_published
+from vitlab.weights.loading import load, names_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """What a training starts from.
+
+    Attributes:
+        variables: by name, such as `encoder/block_0/mlp/fc1/kernel`; those that are no parameters
+            start with their collection, as `batch_stats/stem_norm/mean` does. Of published weights
+            without a head they are below `backbone/`, as those of a run that pretrained.
+        model: settings of its model, as in `config.model`; {} where they are not known.
+        task: what it was trained for; None where that is not known.
+        classes: names of its classes; None: published weights, which have their own names.
+        report: what became of the keys of a file; "" of a run.
+    """
+
+    variables: dict[str, np.ndarray]
+    model: dict[str, Any]
+    task: str | None
+    classes: tuple[str, ...] | None
+    report: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,32 +73,46 @@ class TransferReport:
         return "\n".join(lines)
 
 
-def read(path: os.PathLike | str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Parameters and other collections of a run, by name.
+def read(name: os.PathLike | str, hints: Mapping[str, Any] | None = None) -> Origin:
+    """What a run has learned, or published weights.
 
-    Their moving average stands in for them where the run kept one.
+    The moving average of the parameters stands in for them where the run kept one.
 
     Args:
-        path: a working directory (its newest checkpoint) or a checkpoint.
-
-    Returns:
-        `{"encoder/...": f32[...]}` for the parameters, and the same for the model state, whose
-        names start with their collection, such as `batch_stats/`.
+        name: a working directory (its newest checkpoint), a checkpoint, or what
+            `vitlab.weights.load` takes.
+        hints: of `load`.
 
     Raises:
-        InputError: no checkpoint there, or a damaged one.
+        InputError: no checkpoint there, or a damaged one; see also `load`.
     """
-    checkpoint = checkpoints.locate(path)
+    if is_published(str(name)):
+        return _published(str(name), hints or {})
+    checkpoint = checkpoints.locate(name)
     try:
         state = checkpoints.restore(checkpoint, only=["ema", "params", "model_state"])
     except checkpoints.DamagedError as e:
         raise InputError(f"{checkpoint.path} is damaged: {e}") from e
 
-    def flat(tree):
-        return flax.traverse_util.flatten_dict(tree, sep="/")
-
     variables = state.get("ema") or {"params": state["params"], **state.get("model_state", {})}
-    return flat(variables.pop("params")), flat(variables)
+    path = checkpoint.path.parents[1] / "config.json"
+    config = json.loads(path.read_text()) if path.exists() else {}
+    classes = json.loads((checkpoint.path / "meta.json").read_text())["classes"]
+    return Origin(names_of(variables), config.get("model", {}), config.get("task"), tuple(classes))
+
+
+def _published(name: str, hints: Mapping[str, Any]) -> Origin:
+    loaded = load(name, **hints)
+    variables, model = names_of(loaded.variables), loaded.module
+    task = {MAE: "mae", DETR: "detection"}.get(type(model))
+    if task is None and model.num_classes is not None:
+        task = "classification"
+    if task is None:
+        variables = {
+            key if _part(key) == "pre_logits" else _ROOT.sub(r"\1backbone/", key): value
+            for key, value in variables.items()
+        }
+    return Origin(variables, model_settings(model), task, None, str(loaded.report))
 
 
 def transfer(

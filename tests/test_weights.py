@@ -1,0 +1,163 @@
+"""Published weights as the start of a training: `config.init_from`."""
+
+import pathlib
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.weights import reference as ref
+from vitlab import config as config_lib
+from vitlab.errors import InputError
+from vitlab.main import main
+from vitlab.training.setup import Setup
+from vitlab.weights import load
+from vitlab.weights.loading import names_of
+
+ROOT = pathlib.Path(__file__).parents[1]
+PIXELS = "decode|resize(24)|value_range(-1,1)"
+VIT = {"name": "vit", "patch_size": 8, "width": 24, "depth": 2, "mlp_dim": 48, "num_heads": 3}
+COMMON = {
+    "batch_size": 2, "total_steps": 1, "schedule.warmup_steps": 0, "logging.tensorboard": False,
+    "data.preprocess": PIXELS, "data.workers": 0, "evaluators.val.preprocess": PIXELS,
+    "augment": {}, "optimizer.lr": 0.0,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "photos"
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for label in "abcdefg":
+            path = folder / split / label / "1.png"
+            path.parent.mkdir(parents=True)
+            Image.fromarray(rng.integers(0, 255, (24, 24, 3), np.uint8)).save(path)
+    return folder
+
+
+@pytest.fixture
+def published(tmp_path):
+    def write(name, npz=False):
+        path = ref.write(tmp_path / name, ref.reference(name), npz)
+        return path if npz else path.parent
+
+    return write
+
+
+def flags(settings):
+    return [(key, str(value)) for key, value in settings.items()]
+
+
+def started(spec, settings):
+    """Parameters at step 0, and what was said of them."""
+    said = []
+    setup = Setup(config_lib.load(str(ROOT / f"configs/{spec}"), flags(settings)))
+    setup.read_initial()
+    state = setup.fresh_state(said.append)
+    return names_of({"params": state.params, **state.model_state}), "\n".join(said)
+
+
+def assert_same(ours, theirs, names):
+    assert names
+    for name in names:
+        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+
+
+def test_a_classifier_takes_all_of_a_published_one_for_as_many_classes(photos, published):
+    path = published("weights_hf_vit")
+    settings = {**COMMON, "model": {**VIT, "norm_eps": 1e-12}, "init_from": path}
+    params, said = started(f"image_folder.py:path={photos}", settings)
+    assert_same(params, names_of(load(path).variables), list(params))
+    assert said == f"init_from {path}: 40 keys used\n41 parameters loaded"
+
+
+def test_other_classes_get_a_new_head(photos, published):
+    path = published("weights_timm_fc_norm")
+    more = {"pool": "gap", "class_token": True, "norm_after_pool": True, "num_classes": 9}
+    settings = {**COMMON, "model": {**VIT, **more}, "init_from": path}
+    params, said = started(f"image_folder.py:path={photos}", settings)
+    theirs = names_of(load(path).variables)
+    assert_same(params, theirs, [n for n in params if not n.startswith(("head/", "position"))])
+    assert "2 left behind: head (2)" in said
+    assert "2 new: head/" in said
+    # Its table of 2 x 3 patches, resized as timm does for images of 24 x 24.
+    assert "1 resized: pos_embed" in said
+    other = names_of(load(path, image_size=24).variables)
+    assert_same(params, other, ["position_embedding/table"])
+
+
+def test_a_backbone_without_a_head(photos, published):
+    path = published("weights_dinov2")
+    settings = {
+        **COMMON, "model": {**VIT, "layer_scale": 1e-5}, "init_from": path,
+        "init_hints": {"num_heads": 3},
+    }  # fmt: skip
+    params, said = started(f"image_folder.py:path={photos}", settings)
+    theirs = names_of(load(path, num_heads=3).variables)
+    assert_same(params, theirs, [name for name in params if not name.startswith("head/")])
+    assert "1 unused, of the pretraining: mask_token" in said
+    assert "2 new: head/" in said
+
+
+def test_the_pooler_of_a_backbone_stays_behind(photos, published):
+    path = published("weights_hf_vit_pooler")
+    settings = {**COMMON, "model": {**VIT, "norm_eps": 1e-12}, "init_from": path}
+    _, said = started(f"image_folder.py:path={photos}", settings)
+    assert "left behind: pre_logits (2)" in said
+
+
+@pytest.mark.slow
+def test_a_detector_starts_from_a_published_backbone_and_from_a_detector(published):
+    path = published("weights_hf_vit")
+    settings = {
+        "batch_size": 2, "total_steps": 1, "schedule.warmup_steps": 0, "optimizer.lr": 0.0,
+        "data.split": "train[:4]", "evaluators.test.split": "test[:2]", "data.workers": 0,
+        "model.backbone": {**VIT, "norm_eps": 1e-12}, "model.width": 16, "model.num_heads": 2,
+        "model.mlp_dim": 16, "model.encoder_layers": 0, "model.decoder_layers": 1,
+        "model.num_queries": 5, "init_from": path,
+    }  # fmt: skip
+    params, said = started("detr_digit_scenes.py", settings)
+    assert "left behind: head (2)" in said
+    theirs = names_of(load(path, image_size=64).variables)
+    backbone = [name for name in params if name.startswith("backbone/")]
+    assert_same(params, {f"backbone/{k}": v for k, v in theirs.items()}, backbone)
+
+
+@pytest.mark.parametrize(
+    ("model", "more", "match"),
+    [
+        ({}, {}, "would mean something else. The backbone there has .*norm_eps=1e-12"),
+        ({"norm_eps": 1e-12, "num_heads": 2}, {}, "would mean something else.*num_heads=3"),
+        ({"norm_eps": 1e-12, "depth": 3}, {}, "block_2/.* is not there"),
+        ({"norm_eps": 1e-12, "width": 48}, {}, "is .* there and .* here"),
+        ({"norm_eps": 1e-12}, {"init_hints": {"heads": 3}}, "there is no hint 'heads'"),
+        ({"norm_eps": 1e-12, "pool": "gap"}, {}, "cls_position is not in this model"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(photos, published, model, more, match):
+    path = published("weights_hf_vit")
+    settings = {**COMMON, "model": {**VIT, **model}, "init_from": path, **more}
+    with pytest.raises(InputError, match=match) as error:
+        started(f"image_folder.py:path={photos}", settings)
+    assert "\n" not in str(error.value)
+
+
+def test_through_main(photos, published, tmp_path, capsys):
+    path = published("weights_hf_vit")
+    settings = {**COMMON, "model": {**VIT, "norm_eps": 1e-12}, "init_from": path}
+    spec = ["--config", str(ROOT / f"configs/image_folder.py:path={photos}")]
+    spec += [f"--config.{key}={value}" for key, value in settings.items()]
+    assert main([*spec, "--workdir", str(tmp_path / "run")]) == 0
+    assert re.search(r"init_from .*hf_vit: 40 keys used", capsys.readouterr().out)
+    # What it has become can be written for others, whose numbers are the published ones still.
+    from vitlab.commands.cli import main as vitlab
+
+    out = tmp_path / "out"
+    assert vitlab(["convert", str(tmp_path / "run"), str(out), "--to", "hf-vit"]) == 0
+    ours, theirs = (names_of(load(each).variables) for each in (out, path))
+    assert_same(ours, theirs, list(theirs))
+    assert load(out).classes == tuple("abcdefg")
+    assert main([*spec, "--workdir", str(tmp_path / "b"), "--config.init_from=hf:a/b/c d"]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1

@@ -1,0 +1,63 @@
+"""Names of published weights: files, folders and the hub's, whose network is not needed here."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from tests.weights import reference as ref
+from vitlab.errors import InputError
+from vitlab.weights import load
+from vitlab.weights.hub import find, is_published
+
+
+@pytest.fixture
+def cached(tmp_path, monkeypatch):
+    """The hub's cache with one repository in it, and no network."""
+    from huggingface_hub import constants
+
+    cache = tmp_path / "hub"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    commit = "a" * 40
+    repository = cache / "models--acme--tiny"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    file = ref.write(tmp_path / "file", ref.reference("weights_hf_vit"))
+    shutil.copytree(file.parent, repository / "snapshots" / commit)
+    return file
+
+
+def test_a_repository_in_the_cache_needs_no_network(cached):
+    ours, theirs = load("hf:acme/tiny"), load(cached)
+    assert ours.format == "hf-vit"
+    assert ours.module == theirs.module
+    found, part = find("hf:acme/tiny/model.safetensors")
+    assert (found.weights[0].name, part) == ("model.safetensors", "")
+    assert found.config["model_type"] == "vit"
+
+
+@pytest.mark.parametrize(
+    ("name", "match"),
+    [
+        ("hf:acme/other", "hub cannot be reached, and model.safetensors or .* not in its cache"),
+        ("hf:acme/tiny/x.npz", "cannot be reached, and x.npz is not in its cache"),
+        ("hf:acme/tiny@v2", "cannot be reached"),
+        ("hf:acme", "a name on the hub is hf:OWNER/NAME"),
+        ("hf:../../etc/passwd", "a name on the hub is"),
+    ],
+)
+def test_without_a_network_one_line(cached, name, match):
+    with pytest.raises(InputError, match=match) as error:
+        load(name)
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_published_and_what_is_a_run(tmp_path):
+    file = ref.write(tmp_path / "a", ref.reference("weights_hf_vit"))
+    np.savez(tmp_path / "b.npz", a=np.zeros(3))
+    for name in (file, file.parent, "hf:acme/tiny", f"{tmp_path}/b.npz:img"):
+        assert is_published(str(name))
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    for name in (tmp_path / "run", tmp_path / "nothing", "runs/mae"):
+        assert not is_published(str(name))

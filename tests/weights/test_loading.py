@@ -1,0 +1,154 @@
+"""What `load` says of files that are not quite right, and what hints do."""
+
+import json
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from tests.weights import reference as ref
+from vitlab.errors import InputError
+from vitlab.models.vit import ViT
+from vitlab.weights import load
+
+DEIT = "weights_timm_deit3"
+
+
+@pytest.fixture
+def deit(tmp_path):
+    """(arrays of the file, what writes them again and gives the path)."""
+    arrays = ref.reference(DEIT)
+    tensors = ref.params(arrays)
+
+    def write(**changed):
+        folder = tmp_path / f"file{len(list(tmp_path.iterdir()))}"
+        path = ref.write(folder, arrays)
+        kept = {**tensors, **changed}
+        kept = {k: np.ascontiguousarray(v) for k, v in kept.items() if v is not None}
+        safetensors.numpy.save_file(kept, path)
+        return path
+
+    return tensors, write
+
+
+def refused(match, *args, **hints):
+    with pytest.raises(InputError, match=match) as error:
+        load(*args, **hints)
+    assert "\n" not in str(error.value)
+
+
+def test_an_extra_key_a_missing_key_and_a_shape_that_does_not_fit(deit):
+    tensors, write = deit
+    refused("extra.weight is not known in the format timm", write(**{"extra.weight": np.zeros(3)}))
+    refused(
+        "there is nothing for encoder/block_1/norm2/bias", write(**{"blocks.1.norm2.bias": None})
+    )
+    refused("has no blocks.0.norm1.weight", write(**{"blocks.0.norm1.weight": None}))
+    bias = write(**{"head.bias": np.zeros(9, np.float32)})
+    refused(r"head.bias is \(9,\), and head/bias needs \(7,\)", bias)
+    patch = write(**{"patch_embed.proj.weight": np.zeros((24, 3, 4, 4), np.float32)})
+    refused("in whole patches of 4: 20 x 20", patch, image_size=22)
+    patch = write(**{"patch_embed.proj.weight": np.zeros((24, 3, 8), np.float32)})
+    refused("patch_embed.proj.weight is .24, 3, 8., but needs 4 axes", patch)
+    # One key more of a kind that is known.
+    extra = {"blocks.5.norm1.weight": tensors["norm.weight"]}
+    refused("blocks.5.norm1.weight has no place in ViT", write(**extra))
+
+
+def test_what_is_no_weights_of_any_format(tmp_path):
+    path = tmp_path / "a.safetensors"
+    safetensors.numpy.save_file({"a": np.zeros(3), "b": np.zeros(3)}, path)
+    refused("a format that is not known here: its names are a, b", path)
+    refused("is not of the format dinov2: it has a, b", path, format="dinov2")
+    refused("there is no format 'dino'", path, format="dino")
+    refused("does not exist", tmp_path / "b.safetensors")
+    refused("has no model.safetensors", tmp_path)
+
+
+def test_hints(deit):
+    tensors, write = deit
+    path = write()
+    loaded = load(path, mlp="gelu_tanh", norm_eps=1e-5)
+    assert (loaded.module.mlp, loaded.module.norm_eps) == ("gelu_tanh", 1e-5)
+    refused("there is no hint 'num_head'; did you mean 'num_heads'", path, num_head=3)
+    refused("model.safetensors: ViT width 24 is no multiple of 5", path, num_heads=5)
+    # Without config.json nothing tells the heads of 24 channels, nor that patches are 2 x 3.
+    (path.parent / "config.json").unlink()
+    refused("position table has 6 rows: give the rows and columns", path)
+    refused("does not tell num_heads: give num_heads=", path, grid=(2, 3))
+    refused("6 rows, not 2 x 2 patches", path, grid=(2, 2))
+    assert load(path, grid=(2, 3), num_heads=3).image_size == (16, 24)
+
+
+def test_other_classes_have_a_new_head_and_none_have_none(deit):
+    tensors, write = deit
+    path = write()
+    loaded = load(path, num_classes=11)
+    assert loaded.report.missing == ("head/bias", "head/kernel")
+    assert loaded.report.unused == dict.fromkeys(["head.weight", "head.bias"], "of other classes")
+    assert loaded.variables["params"]["head"]["kernel"].shape == (24, 11)
+    assert not loaded.variables["params"]["head"]["kernel"].any()
+    headless = load(path, num_classes=0)
+    assert headless.report.missing == ()
+    assert headless.module.num_classes is None
+    assert "head" not in headless.variables["params"]
+    assert load(path, num_classes=7).report.missing == ()
+    assert "2 unused, of other classes: head.weight, head.bias" in str(headless.report)
+
+
+def test_configs_that_ask_for_what_the_model_has_not(deit):
+    _, write = deit
+    path = write()
+    config = json.loads((path.parent / "config.json").read_text())
+
+    def with_config(**changes):
+        (path.parent / "config.json").write_text(json.dumps({**config, **changes}))
+        return path
+
+    refused("QuickGELU", with_config(architecture="vit_base_patch16_clip_quickgelu_224"))
+    refused("global_pool 'avgmax' is not one of", with_config(global_pool="avgmax"))
+    (path.parent / "config.json").write_text("{")
+    refused("config.json: Expecting", path)
+    (path.parent / "config.json").write_text("[]")
+    refused("config.json is no JSON object", path)
+
+
+def test_parts_of_files(tmp_path):
+    arrays = ref.reference("weights_big_vision_bf16")
+    path = ref.write(tmp_path / "a", arrays, npz=True)
+    whole, part = load(path, grid=(2, 3)), load(f"{path}:img", grid=(2, 3))
+    assert whole.module == part.module
+    assert len(whole.report.unused) == 24
+    assert part.report.unused == {}
+    refused("has no part 'image'", f"{path}:image", grid=(2, 3))
+
+
+def test_weights_in_several_files(tmp_path):
+    arrays = ref.reference("weights_hf_vit")
+    folder = ref.write(tmp_path / "a", arrays).parent
+    tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    files = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(names)}
+    for file in set(files.values()):
+        some = {name: tensors[name] for name in names if files[name] == file}
+        safetensors.numpy.save_file(some, folder / file)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": files}))
+    assert len(load(folder).report.used) == len(tensors)
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    refused("names model-00002-of-00002.safetensors, which is not there", folder)
+
+
+def test_what_a_file_says_of_itself(tmp_path):
+    arrays = ref.reference("weights_hf_vit")
+    path = ref.write(tmp_path / "a", arrays)
+    config = json.loads(str(arrays["config"]))
+    config["id2label"] = {str(i): f"kind {i}" for i in range(7)}
+    (path.parent / "config.json").write_text(json.dumps(config))
+    (path.parent / "README.md").write_text("---\nlicense: apache-2.0\ntags: [x]\n---\n# A model")
+    loaded = load(path.parent)
+    assert loaded.classes == tuple(f"kind {i}" for i in range(7))
+    assert loaded.licence == "apache-2.0"
+    assert loaded.preprocessing_stated
+    assert isinstance(loaded.module, ViT)

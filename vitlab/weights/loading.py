@@ -1,0 +1,345 @@
+"""`load`: published weights as a module with its variables, every key of the file accounted for."""
+
+import dataclasses
+import re
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vitlab.config import coerce, nearest
+from vitlab.errors import InputError
+from vitlab.models.mae import MAE
+from vitlab.ops.positions import resize_position_embedding
+from vitlab.weights.files import Tensor, open_file
+from vitlab.weights.formats import Format, Source, recognise
+from vitlab.weights.hub import find
+from vitlab.weights.table import Match, match
+
+TABLE = "position_embedding/table"
+# Names of what is of use in a `.pth` that holds several things, in the order of preference.
+PARTS = ("model", "state_dict", "teacher", "model_state_dict")
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadReport:
+    """What became of every key of a file.
+
+    Attributes:
+        used: keys whose numbers the model has.
+        resized: position tables among them, interpolated to another grid as their source would.
+        unused: keys that are of no use to the model: why.
+        missing: parameters of the model that the file lacks, freshly initialised: a head for
+            other classes.
+    """
+
+    used: tuple[str, ...]
+    resized: tuple[str, ...]
+    unused: Mapping[str, str]
+    missing: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.used)} keys used"]
+        if self.resized:
+            lines.append(f"{len(self.resized)} resized: {', '.join(self.resized)}")
+        reasons: dict[str, list[str]] = {}
+        for name, why in self.unused.items():
+            reasons.setdefault(why, []).append(name)
+        for why, names in reasons.items():
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            lines.append(f"{len(names)} unused, {why}: {', '.join(names[:3])}{more}")
+        if self.missing:
+            lines.append(f"{len(self.missing)} missing, new: {', '.join(self.missing)}")
+        return "\n".join(lines)
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """Published weights, ready to be used: `module.apply(variables, images)`.
+
+    Attributes:
+        module: the model.
+        variables: `params` and the model's other collections, numpy f32, as `module.init` has them.
+        preprocessing: how its images are made, for `vitlab.data.preprocess.Preprocess.parse`.
+        report: what became of every key.
+        format: the name of the file's format.
+        image_size: (height, width) in pixels that the position table is for.
+        preprocessing_stated: whether the file says so, or its format has only one way; else it is
+            what its format has most often.
+        classes: names of the classes, where the file says.
+        licence: as the file or its card says; "" where neither does.
+    """
+
+    module: nn.Module
+    variables: dict[str, Any]
+    preprocessing: str
+    report: LoadReport
+    format: str
+    image_size: tuple[int, int]
+    preprocessing_stated: bool
+    classes: tuple[str, ...]
+    licence: str
+
+
+def load(name: str, **hints: Any) -> Loaded:
+    """Loads published weights: a file, a folder with `model.safetensors`, or `hf:OWNER/NAME`.
+
+    The format and the architecture are told from names, shapes, and a `config.json` beside the
+    file. What these leave open (heads, epsilon, activation) is the format's own, or a hint:
+
+        load("mae_pretrain_vit_base.pth")
+        load("vit.safetensors", num_heads=3, image_size=(224, 448))
+        load("siglip.npz:img")
+
+    Args:
+        name: safetensors, npz or a `.pth`, whatever its ending; behind a colon a part of an npz.
+        **hints:
+            format: one of `vitlab.weights.formats.FORMATS` by its name.
+            part: of a `.pth` that holds several things, such as "student".
+            grid: rows and columns of the position table, where it is no square.
+            image_size: pixels, a number or (height, width), that the model will see: its position
+                table is resized as its source would. Default: that of the table, or 224.
+            num_classes: another number than the file's gives a new head of zeros; 0 none.
+            any field of the module, or of its backbone, such as num_heads, norm_eps, mlp or pool.
+
+    Returns:
+        The module, its variables, its preprocessing and the report.
+
+    Raises:
+        InputError: there is no such file, it is damaged, it has a format that is not known, or a
+            key that nothing accounts for.
+    """
+    found, part = find(str(name))
+    grid = coerce(hints.pop("grid", None), tuple[int, int] | None, "hint grid")
+    source = _opened(found, part, hints.pop("part", ""), grid)
+    form, source = recognise(source, hints.pop("format", ""))
+    pair = int | tuple[int, int] | None
+    size = coerce(hints.pop("image_size", None), pair, "hint image_size")
+    num_classes = coerce(hints.pop("num_classes", None), int | None, "hint num_classes")
+    stored = _module(found.where, *form.fields(source), hints)
+    module = stored if num_classes is None else stored.clone(num_classes=num_classes or None)
+    matches = match(form.rules(stored), tuple(source.tensors))
+    grid = _grid(source, matches)
+    size = (size, size) if isinstance(size, int) else size or _size(source, stored, grid)
+    flat, report = _filled(form, source, matches, grid, stored, module, tuple(size))
+    preprocessing, stated = form.preprocess(source, tuple(size))
+    return Loaded(
+        module,
+        nested(flat),
+        preprocessing,
+        report,
+        form.name,
+        tuple(size),
+        stated,
+        _classes(source.config),
+        source.licence,
+    )
+
+
+def shapes_of(module: nn.Module, image_size: tuple[int, int]) -> dict[str, jax.ShapeDtypeStruct]:
+    """Names and shapes of a model's variables, for images of (height, width) in pixels."""
+
+    def init():
+        images = jnp.zeros((1, *image_size, 3))
+        arguments = [images]
+        if isinstance(module, MAE):
+            patch = module.backbone.patch_size
+            arguments.append(jnp.zeros((1, image_size[0] // patch * (image_size[1] // patch))))
+        return module.init(jax.random.key(0), *arguments)
+
+    return names_of(jax.eval_shape(init))
+
+
+def names_of(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Variables by name: `encoder/norm/scale`, `batch_stats/stem_norm/mean`."""
+    tree = {**variables["params"], **{k: v for k, v in variables.items() if k != "params"}}
+    return flax.traverse_util.flatten_dict(tree, sep="/")
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `names_of`."""
+    statistics = {name: value for name, value in flat.items() if name.startswith("batch_stats/")}
+    params = {name: value for name, value in flat.items() if name not in statistics}
+    tree = flax.traverse_util.unflatten_dict
+    return {"params": tree(params, sep="/"), **tree(statistics, sep="/")}
+
+
+def _opened(found, part, named, grid) -> Source:
+    """What is in the files; of a nested one the part that is wanted."""
+    tensors: dict[str, Any] = {}
+    licence = found.licence
+    for path in found.weights:
+        more, said = open_file(path)
+        tensors |= more
+        licence = licence or said.get("license", "")
+    nested = [key for key, value in tensors.items() if not isinstance(value, Tensor)]
+    path = ""
+    if named or len(nested) == len(tensors):
+        known = [key for key in PARTS if key in nested] or nested
+        path = named or (known[0] if known else "")
+        if path not in tensors or isinstance(tensors[path], Tensor):
+            raise InputError(f"{found.where} has no part {path!r}: {', '.join(nested) or 'none'}")
+        tensors = tensors[path]
+    flat = {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
+    if part:
+        flat = {
+            name.removeprefix("params/").removeprefix(f"{part}/"): value
+            for name, value in flat.items()
+            if name.removeprefix("params/").startswith(f"{part}/")
+        }
+        if not flat:
+            raise InputError(f"{found.where} has no part {part!r}")
+    return Source(
+        found.where,
+        flat,
+        {name: name for name in flat},
+        found.config,
+        found.preprocessor,
+        grid,
+        path,
+        found.config.get("pretrained_cfg", {}).get("license") or licence,
+    )
+
+
+def _module(
+    where: str, cls: type[nn.Module], fields: dict[str, Any], hints: dict[str, Any]
+) -> nn.Module:
+    """The model that the file tells of, and hints where it does not."""
+    fields = dict(fields)
+    inner, backbone = fields.pop("backbone", (None, {}))
+    legal = [*_fields(cls), *(_fields(inner) if inner else ())]
+    for key, value in hints.items():
+        if key not in legal:
+            known = ["format", "part", "grid", "image_size", "num_classes", *legal]
+            raise InputError(f"{where}: there is no hint {key!r}{nearest(key, known)}")
+        section, of = (fields, cls) if key in _fields(cls) else (backbone, inner)
+        section[key] = coerce(value, typing.get_type_hints(of)[key], f"{where}: hint {key}")
+    for section in (fields, backbone):
+        for key in ("num_heads", "decoder_heads"):
+            if key in section and section[key] is None:
+                raise InputError(f"{where} does not tell {key}: give {key}=..., a number of heads")
+    try:
+        if inner:
+            fields["backbone"] = inner(**backbone)
+        return cls(**fields)
+    except InputError as e:
+        raise InputError(f"{where}: {e}") from e
+
+
+def _fields(cls: type[nn.Module]) -> list[str]:
+    framework = ("parent", "name", "dtype", "axis_name", "backbone", "num_classes")
+    return [field.name for field in dataclasses.fields(cls) if field.name not in framework]
+
+
+def _grid(source: Source, matches: Sequence[Match]) -> tuple[int, int] | None:
+    """Rows and columns of the position table; None where there is none."""
+    for each in matches:
+        if each.ours[-1].endswith(TABLE):
+            rows = source.shape(each.theirs[0])[-2]
+            return source.grid_of(rows - (len(each.ours) - 1))
+    return None
+
+
+def _size(source: Source, module: nn.Module, grid: tuple[int, int] | None) -> tuple[int, int]:
+    """Height and width of the images that the file was made for."""
+    backbone = getattr(module, "backbone", module)
+    if grid is not None:
+        return grid[0] * backbone.patch_size, grid[1] * backbone.patch_size
+    timms = source.config.get("pretrained_cfg", {}).get("input_size")
+    size = timms[1:] if timms else source.config.get("image_size")
+    size = size or source.preprocessor.get("crop_size") or source.preprocessor.get("size") or 224
+    if isinstance(size, dict):
+        size = size.get("height") or size.get("longest_edge") or size.get("shortest_edge") or 224
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def _filled(
+    form: Format,
+    source: Source,
+    matches: Sequence[Match],
+    grid: tuple[int, int] | None,
+    stored: nn.Module,
+    module: nn.Module,
+    size: tuple[int, int],
+) -> tuple[dict[str, np.ndarray], LoadReport]:
+    """The variables of `module` by name, out of a file that holds `stored`."""
+    try:
+        expected = shapes_of(module, size)
+    except InputError as e:
+        raise InputError(f"{source.where}: {e}") from e
+    other_classes = [] if module is stored else _differing(expected, shapes_of(stored, size))
+    flat: dict[str, np.ndarray] = {}
+    used, resized, problems = [], [], []
+    left = dict.fromkeys(source.tensors)
+    unused = {}
+    for each in matches:
+        names = [source.origin[name] for name in each.theirs]
+        for name in each.theirs:
+            del left[name]
+        if all(name in other_classes for name in each.ours):
+            unused |= dict.fromkeys(names, "of other classes")
+            continue
+        arrays = [source.read(name) for name in each.theirs]
+        try:
+            loaded = each.rule.load(arrays, grid)
+        except ValueError as e:
+            shapes = ", ".join(str(array.shape) for array in arrays)
+            raise InputError(f"{source.where}: {', '.join(names)} of {shapes}: {e}") from e
+        for name, array in zip(each.ours, loaded, strict=True):
+            want = expected[name].shape if name in expected else None
+            if name.endswith(TABLE) and want is not None and array.shape[:2] != want[:2]:
+                array = _resized(array, want[:2], form.resize(source))
+                resized += names
+            if want is None:
+                problems.append(f"{names[0]} has no place in {type(module).__name__}")
+            elif array.shape != want:
+                problems.append(f"{names[0]} is {array.shape}, and {name} needs {want}")
+            flat[name] = np.asarray(array, np.float32)
+        used += names
+    for name in left:
+        why = [why for pattern, why in form.unused.items() if re.fullmatch(pattern, name)]
+        if why:
+            unused[source.origin[name]] = why[0]
+        else:
+            problems.append(f"{source.origin[name]} is not known in the format {form.name}")
+    missing = tuple(name for name in expected if name not in flat)
+    problems += [f"there is nothing for {n}" for n in missing if n not in other_classes]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise InputError(f"{source.where}: {'; '.join(problems[:3])}{more}")
+    for name in missing:
+        flat[name] = np.zeros(expected[name].shape, np.float32)
+    flat = {name: flat[name] for name in expected}
+    unique = tuple(dict.fromkeys(used))
+    return flat, LoadReport(unique, tuple(resized), unused, missing)
+
+
+def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Names that are in one alone, or have other shapes."""
+    return [
+        name
+        for name in one.keys() | other.keys()
+        if name not in one or name not in other or one[name].shape != other[name].shape
+    ]
+
+
+def _resized(table: np.ndarray, grid: tuple[int, int], how: Mapping[str, Any]) -> np.ndarray:
+    """f32[rows, columns, width] onto another grid, as its source does it."""
+    rows, columns, width = table.shape
+    table = jnp.asarray(table, jnp.float32).reshape(1, -1, width)
+    resized = resize_position_embedding(table, grid, old_grid=(rows, columns), **how)
+    return np.asarray(resized).reshape(*grid, width)
+
+
+def _classes(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of classes as transformers and timm write them; numbered ones are none."""
+    named = config.get("id2label") or config.get("label_names") or ()
+    if isinstance(named, Mapping):
+        named = [named[key] for key in sorted(named, key=int)]
+    names = tuple(str(name) for name in named)
+    return () if all(re.fullmatch(r"LABEL_\d+", name) for name in names) else names

@@ -1,0 +1,216 @@
+"""The pictures that published weights were made for, as preprocessing strings of vitlab.
+
+torchvision's transforms cut the longer side's length down to whole pixels and round the middle's
+place half to even; transformers does the first alone, big_vision neither. A pixel's shift would be
+far more than a grey level.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from vitlab.data.preprocess import STATISTICS, Preprocess
+from vitlab.errors import InputError
+
+IMAGENET = STATISTICS["imagenet"]
+_FILTERS = {"nearest": "nearest", "bilinear": "bilinear", "bicubic": "bicubic"}
+_FILTERS |= {"lanczos": "lanczos", "random": "bilinear"}
+# Pillow's numbers of them.
+_NUMBERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+
+
+def torchvision(
+    size: tuple[int, int],
+    resize: int,
+    interpolation: str = "bicubic",
+    statistics: tuple[Sequence[float], Sequence[float]] = IMAGENET,
+) -> str:
+    """torchvision's evaluation: the shorter side to `resize`, the middle of `size`, normalised.
+
+    Args:
+        size: (height, width) in pixels.
+        resize: of the shorter side before the crop.
+        interpolation: Pillow's filter.
+        statistics: mean and deviation of the channels, in units of 0 to 1.
+    """
+    resize = max(resize, *size)
+    filters = _filter(interpolation)
+    crop = f"central_crop({_size(size)},rounding='even')"
+    steps = f"resize_small({resize},{filters},rounding='down')|{crop}"
+    return _string(steps, statistics)
+
+
+def squash(
+    size: tuple[int, int],
+    interpolation: str,
+    statistics: tuple[Sequence[float], Sequence[float]],
+    antialias: bool = True,
+) -> str:
+    """The whole image to `size`, whatever its aspect ratio."""
+    method = _filter(interpolation) if antialias else f"'{interpolation}'"
+    return _string(f"resize({_size(size)},{method})", statistics)
+
+
+def timm(config: Mapping[str, Any], size: tuple[int, int]) -> str:
+    """That of timm's `transforms_imagenet_eval`, for a `pretrained_cfg`.
+
+    Args:
+        config: with `crop_pct`, `crop_mode`, `interpolation`, `mean`, `std`; each may be missing.
+        size: (height, width) in pixels.
+
+    Raises:
+        InputError: a crop mode that is not there.
+    """
+    statistics = config.get("mean", (0.5,) * 3), config.get("std", (0.5,) * 3)
+    interpolation, mode = config.get("interpolation", "bicubic"), config.get("crop_mode", "center")
+    scaled = [math.floor(side / config.get("crop_pct", 0.9)) for side in size]
+    if mode == "squash" or size[0] != size[1]:
+        crop = f"central_crop({_size(size)},rounding='even')"
+        return _string(f"resize({_size(scaled)},{_filter(interpolation)})|{crop}", statistics)
+    if mode == "center":
+        return torchvision(size, scaled[0], interpolation, statistics)
+    if mode == "border":
+        return _string(f"letterbox({_size(size)},{_filter(interpolation)})", statistics)
+    raise InputError(f"config.json: crop_mode {mode!r} is not one of center, squash, border")
+
+
+def hugging_face(config: Mapping[str, Any], size: tuple[int, int] | None) -> str:
+    """That of an image processor of transformers, for its `preprocessor_config.json`.
+
+    Args:
+        config: what the file says.
+        size: (height, width) in pixels of other images than the file's; None: the file's own.
+    """
+    wanted, crop = config.get("size", {}), config.get("crop_size")
+    wanted = {"shortest_edge": wanted} if isinstance(wanted, int) and crop else wanted
+    wanted = {"height": wanted, "width": wanted} if isinstance(wanted, int) else wanted
+    crop = {"height": crop, "width": crop} if isinstance(crop, int) else crop
+    interpolation = _NUMBERS[config.get("resample", 2)]
+    statistics = config.get("image_mean", (0.5,) * 3), config.get("image_std", (0.5,) * 3)
+    cropped = (crop["height"], crop["width"]) if crop and config.get("do_center_crop", True) else ()
+    if "longest_edge" in wanted:  # DETR's: as large as fits, on a canvas that fits all
+        canvas = size or (wanted["longest_edge"],) * 2
+        return _string(f"letterbox({_size(canvas)},{_filter(interpolation)})", statistics)
+    if "shortest_edge" not in wanted:
+        size = size or cropped or (wanted.get("height", 224), wanted.get("width", 224))
+        return squash(size, interpolation, statistics)
+    short = wanted["shortest_edge"]
+    if size and cropped:  # of the same proportion
+        short = math.floor(short * max(size) / max(cropped))
+    size = size or cropped or (short, short)
+    steps = f"resize_small({max(short, *size)},{_filter(interpolation)},rounding='down')"
+    return _string(f"{steps}|central_crop({_size(size)})", statistics)
+
+
+def of_timm(default: Mapping[str, Any]):
+    """`Format.preprocess` of files with timm's config.json, and what holds without one."""
+
+    def preprocess(source, size):
+        config = source.config.get("pretrained_cfg") or {}
+        return timm({**default, **config}, size), "crop_pct" in config
+
+    return preprocess
+
+
+def of_hugging_face(default: Mapping[str, Any]):
+    """`Format.preprocess` of files with a preprocessor_config.json, and what holds without one."""
+
+    def preprocess(source, size):
+        config = source.preprocessor
+        return hugging_face(config or default, size), bool(config)
+
+    return preprocess
+
+
+def as_timm(text: str) -> dict[str, Any]:
+    """`pretrained_cfg` of a preprocessing string: mean and deviation, crop, interpolation.
+
+    timm has nothing but Pillow's filters: `area` becomes bilinear there.
+    """
+    resize, crop, interpolation, mean, std = _parts(text)
+    squashed = isinstance(resize, tuple)
+    side = resize[0] if squashed else resize
+    known = {"mean": mean, "std": std, "interpolation": interpolation}
+    if crop is None or not side:
+        return known | {"crop_pct": 1.0, "crop_mode": "squash"}
+    fraction = crop[0] / side
+    if math.floor(crop[0] / fraction) < side:  # timm rounds down
+        fraction = crop[0] / (side + 0.01)
+    return known | {"crop_pct": fraction, "crop_mode": "squash" if squashed else "center"}
+
+
+def as_hugging_face(text: str) -> dict[str, Any]:
+    """`preprocessor_config.json` of a preprocessing string; see `as_timm`."""
+    resize, crop, interpolation, mean, std = _parts(text)
+    number = {name: number for number, name in _NUMBERS.items()}[interpolation]
+    config = {
+        "do_resize": True,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "do_convert_rgb": True,
+        "resample": number,
+        "image_mean": mean,
+        "image_std": std,
+    }
+    if isinstance(resize, tuple) and crop in (None, resize):
+        size = {"height": resize[0], "width": resize[1]}
+        return {**config, "image_processor_type": "ViTImageProcessor", "size": size}
+    if isinstance(resize, tuple) or crop is None:
+        raise InputError(f"transformers has no image processor for {text}")
+    return {
+        **config,
+        "image_processor_type": "BitImageProcessor",
+        "size": {"shortest_edge": resize},
+        "do_center_crop": True,
+        "crop_size": {"height": crop[0], "width": crop[1]},
+    }
+
+
+def _parts(text: str) -> tuple[Any, tuple[int, int] | None, str, list[float], list[float]]:
+    """Of a preprocessing string: the size after `resize` (a pair) or `resize_small` (a number), the
+    crop's, the interpolation, mean and deviation of three channels in units of 0 to 1."""
+    parsed = Preprocess.parse(text)
+    resize, crop, interpolation = None, None, "bilinear"
+    for op in parsed.ops[:-1]:
+        arguments = dict(op.arguments)
+        if op.name in ("resize", "resize_small"):
+            resize = arguments["size"]
+            if op.name == "resize" and isinstance(resize, int):
+                resize = (resize, resize)
+            interpolation = arguments["method"]
+        elif op.name == "central_crop" and arguments["size"] is not None:
+            crop = arguments["size"]
+            crop = (crop, crop) if isinstance(crop, int) else crop
+        elif op.name not in ("decode", "grey_to_rgb"):
+            raise InputError(f"{op.where} has no equal elsewhere")
+    interpolation = {"area": "bilinear"}.get(interpolation, interpolation)
+    scale = np.broadcast_to(parsed.scale, 3).astype(float)
+    shift = np.broadcast_to(parsed.shift, 3).astype(float)
+    std = 1 / (255 * scale)
+    mean = -shift * std
+    return resize, crop, interpolation, *([round(float(v), 6) for v in x] for x in (mean, std))
+
+
+def _filter(interpolation: str) -> str:
+    """Arguments of `resize`: Pillow's filter."""
+    if interpolation not in _FILTERS:
+        raise InputError(f"interpolation {interpolation!r} is not one of {', '.join(_FILTERS)}")
+    method = _FILTERS[interpolation]
+    return f"'{method}'" + ",antialias=True" * (method in ("bilinear", "bicubic"))
+
+
+def _size(size: Sequence[int]) -> str:
+    return f"({size[0]},{size[1]})" if size[0] != size[1] else f"{size[0]}"
+
+
+def _string(steps: str, statistics: tuple[Sequence[float], Sequence[float]]) -> str:
+    mean, std = (tuple(float(value) for value in values) for values in statistics)
+    names = [name for name, values in STATISTICS.items() if values == (mean, std)]
+    if {*mean, *std} == {0.5}:
+        last = "value_range(-1,1)"
+    else:
+        last = f"normalize('{names[0]}')" if names else f"normalize(mean={mean},std={std})"
+    return str(Preprocess.parse(f"decode|{steps}|{last}"))
