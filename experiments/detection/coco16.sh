@@ -19,3 +19,6 @@ run batch_8 150 8 25
 run batch_2 120 2 20
 run stride_8 150 2 50 --config.model.backbone.depths="(2,2)" \
   --config.model.backbone.widths="(64,128)"
+# Beyond AP50 0.95, in three quarters of an hour.
+run long 500 4 50 --config.model.backbone.depths="(2,2)" --config.model.backbone.widths="(64,128)" \
+  --config.checkpoint.every_epochs=50

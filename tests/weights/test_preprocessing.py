@@ -100,7 +100,7 @@ def test_strings_of_transformers_processors():
     old = {"size": 224, "resample": 2}  # as before "size" had names
     assert "resize(224,antialias=True)" in preprocessing.hugging_face(old, None)
     detr = {"size": {"shortest_edge": 800, "longest_edge": 1333}, "resample": 2}
-    assert "letterbox(1333)" in preprocessing.hugging_face(detr, None)
+    assert "letterbox(1333,shortest=800)" in preprocessing.hugging_face(detr, None)
 
 
 @pytest.mark.parametrize("text", [

@@ -80,7 +80,11 @@ def flip_lr(example: dict, rng: np.random.Generator, p: Probability = 0.5) -> di
 
 
 def letterbox(
-    example: dict, size: Size, method: Method = "bilinear", antialias: bool = True
+    example: dict,
+    size: Size,
+    method: Method = "bilinear",
+    antialias: bool = True,
+    shortest: Side | None = None,
 ) -> dict:
     """Resizes to the largest size that fits, and pads on the right and below with black.
 
@@ -88,8 +92,14 @@ def letterbox(
       example: with or without boxes and segments.
       size: of the canvas: the side of a square, or (height, width), in pixels.
       method, antialias: see `vitlab.data.resize.resize`.
+      shortest: no larger than makes the shorter side this: DETR's `letterbox(1333,shortest=800)`.
     """
-    return _on_canvas(example, _pair(size), 1.0, (0.0, 0.0), method, antialias)
+    canvas = _pair(size)
+    if shortest is None:
+        return _on_canvas(example, canvas, 1.0, (0.0, 0.0), method, antialias)
+    height, width = example["image"].shape[:2]
+    new_size = _with_shortest(height, width, shortest, canvas)
+    return _padded(resize(example, new_size, method, antialias), canvas)
 
 
 def pad(example: dict, size: Size) -> dict:
@@ -285,6 +295,18 @@ def _moved(
         before = example["affine"]
         moved["affine"] = np.concatenate([before[:2] * scale, before[2:] * scale + offset])
     return moved
+
+
+def _with_shortest(
+    height: int, width: int, shortest: int, canvas: tuple[int, int]
+) -> tuple[int, int]:
+    """The size whose shorter side is `shortest`, or the largest that fits, rounded as DETR does."""
+    short, long = sorted((height, width))
+    fit = min(canvas[0] * short / height, canvas[1] * short / width)
+    short_side = min(float(shortest), fit)
+    # In this order, or the longer side would now and then be a pixel less.
+    sides = max(1, round(short_side)), max(1, int(short_side * long / short))
+    return sides if height <= width else sides[::-1]
 
 
 def _scaled(height: int, width: int, scale: float) -> tuple[int, int]:

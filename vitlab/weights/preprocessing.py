@@ -72,6 +72,7 @@ def timm(config: Mapping[str, Any], size: tuple[int, int]) -> str:
     if mode == "center":
         return torchvision(size, scaled[0], interpolation, statistics)
     if mode == "border":
+        # timm pads on all sides, in the mean's colour.
         return _string(f"letterbox({_size(size)},{_filter(interpolation)})", statistics)
     raise InputError(f"config.json: crop_mode {mode!r} is not one of center, squash, border")
 
@@ -91,8 +92,11 @@ def hugging_face(config: Mapping[str, Any], size: tuple[int, int] | None) -> str
     statistics = config.get("image_mean", (0.5,) * 3), config.get("image_std", (0.5,) * 3)
     cropped = (crop["height"], crop["width"]) if crop and config.get("do_center_crop", True) else ()
     if "longest_edge" in wanted:  # DETR's: as large as fits, on a canvas that fits all
-        canvas = size or (wanted["longest_edge"],) * 2
-        return _string(f"letterbox({_size(canvas)},{_filter(interpolation)})", statistics)
+        longest = wanted["longest_edge"]
+        canvas = size or (longest, longest)
+        short = wanted["shortest_edge"] * max(canvas) // longest
+        steps = f"letterbox({_size(canvas)},{_filter(interpolation)},shortest={short})"
+        return _string(steps, statistics)
     if "shortest_edge" not in wanted:
         size = size or cropped or (wanted.get("height", 224), wanted.get("width", 224))
         return squash(size, interpolation, statistics)
@@ -109,7 +113,8 @@ def of_timm(default: Mapping[str, Any]):
 
     def preprocess(source, size):
         config = source.config.get("pretrained_cfg") or {}
-        return timm({**default, **config}, size), "crop_pct" in config
+        stated = "crop_pct" in config and config.get("crop_mode") != "border"
+        return timm({**default, **config}, size), stated
 
     return preprocess
 
