@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 
+from tests.weights import reference as ref
 from vitlab.errors import InputError
 from vitlab.models.detr import DETR
 from vitlab.models.resnet import ResNet
@@ -19,59 +20,14 @@ from vitlab.ops.positions import sine_positions
 FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures"
 SIZES = {"width": 32, "num_heads": 4, "mlp_dim": 48, "encoder_layers": 2, "decoder_layers": 3}
 RESNET = {"variant": "50", "depths": (1, 2, 1, 1), "widths": (4, 8, 8, 12), "norm": "frozen"}
-HF_NAMES = [
-    (r"^model\.backbone\.conv_encoder\.model\.", "backbone/"),
-    (r"embedder\.embedder\.convolution", "stem_conv"),
-    (r"embedder\.embedder\.normalization", "stem_norm"),
-    (r"encoder\.stages\.(\d)\.layers\.(\d)\.", lambda m: f"stage_{int(m[1]) + 1}/block_{m[2]}/"),
-    (r"shortcut\.convolution", "downsample_conv"),
-    (r"shortcut\.normalization", "downsample_norm"),
-    (r"layer\.(\d)\.convolution", lambda m: f"conv{int(m[1]) + 1}"),
-    (r"layer\.(\d)\.normalization", lambda m: f"norm{int(m[1]) + 1}"),
-    (r"^model\.(encoder|decoder)\.layers\.(\d+)\.", r"\1_\2/"),
-    (r"^model\.decoder\.layernorm", "decoder_norm"),
-    (r"self_attn_layer_norm", "norm1"),
-    (r"encoder_attn_layer_norm", "norm_cross"),
-    (r"final_layer_norm", "norm2"),
-    (r"self_attn\.", "attention/"),
-    (r"encoder_attn\.", "cross_attention/"),
-    (r"q_proj", "query"),
-    (r"k_proj", "key"),
-    (r"v_proj", "value"),
-    (r"out_proj", "out"),
-    (r"/(fc[12])", r"/mlp/\1"),
-    (r"^model\.input_projection", "input_projection"),
-    (r"^model\.query_position_embeddings\.weight", "query_positions"),
-    (r"^class_labels_classifier", "class_head"),
-    (r"^bbox_predictor\.layers\.", "box_head/layer_"),
-]
-
-
-def from_hf(params):
-    """Variables from the names of the published files."""
-    variables = {}
-    for name, value in params.items():
-        for pattern, replacement in HF_NAMES:
-            name = re.sub(pattern, replacement, name)
-        path, _, leaf = name.replace(".", "/").rpartition("/")
-        collection = "batch_stats" if leaf.startswith("running_") else "params"
-        if leaf == "weight":
-            leaf = "scale" if value.ndim == 1 else "kernel"
-            value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
-        if path == "input_projection" and leaf == "kernel":  # a convolution of 1 x 1
-            value = value[0, 0]
-        path = "/".join(filter(None, (collection, path, leaf.removeprefix("running_"))))
-        variables[path] = value.astype(np.float32)
-    return unflatten_dict(variables, sep="/")
 
 
 @functools.cache
 def reference():
     arrays = dict(np.load(FIXTURES / "detr.npz"))
     arrays["images"] = arrays["images"].astype(np.float32) / 32
-    params = {k.removeprefix("params/"): v for k, v in arrays.items() if k.startswith("params/")}
     model = DETR(ResNet(**RESNET), 6, 7, **SIZES, mask_backbone=False)
-    return arrays, from_hf(params), model, precise(model)
+    return arrays, ref.variables("detr", num_heads=4), model, precise(model)
 
 
 def precise(model, **options):

@@ -2,14 +2,13 @@
 
 import functools
 import pathlib
-import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.traverse_util import unflatten_dict
 
+from tests.weights import reference as ref
 from vitlab.errors import InputError
 from vitlab.models.mae import (
     MAE,
@@ -24,34 +23,6 @@ from vitlab.models.vit import ViT
 FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures"
 BACKBONE = {"width": 24, "depth": 2, "num_heads": 3, "pos_embed": "sincos2d_mae"}
 DECODER = {"decoder_width": 16, "decoder_depth": 2, "decoder_heads": 2}
-HF_NAMES = [
-    (r"^vit\.embeddings\.cls_token$", "backbone/cls"),
-    (r"^vit\.embeddings\.patch_embeddings\.projection", "backbone/patch_embedding"),
-    (r"^vit\.encoder\.layer\.(\d+)", r"backbone/encoder/block_\1"),
-    (r"^vit\.layernorm", "backbone/norm"),
-    (r"^decoder\.decoder_encoder\.layer\.(\d+)", r"decoder/block_\1"),
-    (r"^decoder\.", ""),
-    (r"\.attention\.attention\.", "/attention/"),
-    (r"\.attention\.output\.dense", "/attention/out"),
-    (r"\.intermediate\.dense", "/mlp/fc1"),
-    (r"\.output\.dense", "/mlp/fc2"),
-    (r"\.layernorm_before", "/norm1"),
-    (r"\.layernorm_after", "/norm2"),
-]
-
-
-def from_hf(params):
-    tree = {}
-    for name, value in params.items():
-        for pattern, replacement in HF_NAMES:
-            name = re.sub(pattern, replacement, name)
-        if name.endswith(".weight"):
-            value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
-            name = name.removesuffix("weight") + ("scale" if value.ndim == 1 else "kernel")
-        value = value.reshape(-1) if name == "mask_token" else value
-        if not name.endswith(("position_embeddings", "pos_embed")):  # fixed sin-cos tables
-            tree[name.replace(".", "/")] = value
-    return unflatten_dict(tree, sep="/")
 
 
 @functools.cache
@@ -61,7 +32,8 @@ def reference():
     model = MAE(ViT(**BACKBONE, patch_size=4), mask_ratio=0.7, **DECODER)
     with jax.default_matmul_precision("highest"):
         apply = jax.jit(lambda p, x, noise: model.apply({"params": p}, x, noise))
-        prediction, stages = apply(from_hf(params), arrays["images"], arrays["noise"])
+        variables = ref.variables("mae", num_heads=3, decoder_heads=2)
+        prediction, stages = apply(variables["params"], arrays["images"], arrays["noise"])
     return arrays, params, prediction, stages
 
 

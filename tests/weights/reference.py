@@ -2,9 +2,12 @@
 
 import json
 import pathlib
+import tempfile
 
 import numpy as np
 import safetensors.numpy
+
+from vitlab.weights import load
 
 FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures"
 
@@ -47,6 +50,12 @@ def write(folder, arrays, npz=False):
     tensors = {name: np.ascontiguousarray(array) for name, array in params(arrays).items()}
     safetensors.numpy.save_file(tensors, folder / "model.safetensors")
     return folder / "model.safetensors"
+
+
+def variables(name, **hints):
+    """What a fixture's file holds, in the model's own names."""
+    with tempfile.TemporaryDirectory() as folder:
+        return load(write(pathlib.Path(folder, name), reference(name)), **hints).variables
 
 
 def renamed(arrays):

@@ -105,7 +105,9 @@ def test_configs_that_ask_for_what_the_model_has_not(deit):
         (path.parent / "config.json").write_text(json.dumps({**config, **changes}))
         return path
 
-    refused("QuickGELU", with_config(architecture="vit_base_patch16_clip_quickgelu_224"))
+    for name in ("vit_base_patch16_clip_quickgelu_224", "vit_base_patch16_rpn_224"):
+        refused(f"{name} computes otherwise", with_config(architecture=name))
+    refused("no act_layer='quick_gelu'", with_config(model_args={"act_layer": "quick_gelu"}))
     refused("global_pool 'avgmax' is not one of", with_config(global_pool="avgmax"))
     (path.parent / "config.json").write_text("{")
     refused("config.json: Expecting", path)

@@ -1,5 +1,7 @@
 """ResNets and ConvNeXts of timm, torchvision and Meta."""
 
+import dataclasses
+import re
 from typing import Any
 
 import flax.linen as nn
@@ -10,14 +12,17 @@ from vitlab.models.convnext import ConvNeXt
 from vitlab.models.resnet import ResNet
 from vitlab.weights import preprocessing
 from vitlab.weights.formats.format import Format, Source
-from vitlab.weights.formats.timm import IMAGENET_CROP
+from vitlab.weights.formats.timm import IMAGENET_CROP, refuse_others
 from vitlab.weights.table import Rule, batch_norm, conv, linear, norm, same
 
+# timm's with a blur before every stride, which has no parameters.
+_OTHERS = re.compile(r"resnet(aa|blur)")
 BATCHES = {r".*\.num_batches_tracked": "counts batches"}
 
 
 def resnet_fields(source: Source) -> tuple[type[nn.Module], dict[str, Any]]:
     """Of a ResNet in torchvision's names."""
+    refuse_others(source, _OTHERS)
     bottleneck = "layer1.0.conv3.weight" in source
     depths = tuple(source.count(f"layer{s}.{{i}}.conv1.weight") for s in range(1, 5))
     middle = "conv2" if bottleneck else "conv1"
@@ -74,10 +79,16 @@ def _block(theirs: str, names: tuple[str, ...], ours: str, scale: list[Rule]) ->
     return [
         *conv(f"{theirs}.{names[0]}", f"{ours}/dwconv"),
         *norm(f"{theirs}.{names[1]}", f"{ours}/norm"),
-        *linear(f"{theirs}.{names[2]}", f"{ours}/fc1"),
-        *linear(f"{theirs}.{names[3]}", f"{ours}/fc2"),
+        *_dense(f"{theirs}.{names[2]}", f"{ours}/fc1"),
+        *_dense(f"{theirs}.{names[3]}", f"{ours}/fc2"),
         *scale,
     ]
+
+
+def _dense(theirs: str, ours: str) -> list[Rule]:
+    """A linear layer, which timm's smallest models have as a convolution of 1 x 1."""
+    weight, bias = linear(theirs, ours)
+    return [dataclasses.replace(weight, load=lambda a, _: [a[0].reshape(a[0].shape[:2]).T]), bias]
 
 
 def _timm_fields(source: Source) -> tuple[type[nn.Module], dict[str, Any]]:

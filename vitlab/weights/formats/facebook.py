@@ -186,9 +186,8 @@ def _is_mae(source: Source) -> bool:
     """Whether a ViT is MAE's: its positions are the fixed ones, or its fine-tuning wrote it."""
     if "fc_norm.weight" in source and source.part == "model":
         return True
-    patches = source.shape("pos_embed", 3)[1] - 1
-    grid = source.grid_of(patches)
-    return grid[0] * grid[1] == patches and has_fixed_positions(source, "pos_embed", grid)
+    grid = source.possible_grid(source.shape("pos_embed", 3)[1] - 1)
+    return grid is not None and has_fixed_positions(source, "pos_embed", grid)
 
 
 _DINO_UNUSED = {
@@ -218,7 +217,7 @@ MAE_VIT = Format(
     name="mae-vit",
     title="MAE, encoder or fine-tuned",
     signs=("patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "pos_embed", "cls_token"),
-    absent=("mask_token", "reg_token", "norm_pre.weight", "blocks.0.ls1.gamma"),
+    absent=("mask_token", "reg_token", "dist_token", "norm_pre.weight", "blocks.0.ls1.gamma"),
     accepts=_is_mae,
     prefixes=("", "module."),
     fields=_mae_fields,

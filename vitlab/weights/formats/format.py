@@ -91,10 +91,14 @@ class Source:
 
     def grid_of(self, cells: int) -> tuple[int, int]:
         """Rows and columns of so many patches."""
-        grid = self._told(cells) or self._square(cells)
+        grid = self.possible_grid(cells)
         if grid is None:
             raise InputError(f"{self.where}: {cells} patches are no square: give grid=(14, 28)")
         return grid
+
+    def possible_grid(self, cells: int) -> tuple[int, int] | None:
+        """The same, or None where it cannot be told."""
+        return self._told(cells) or self._square(cells)
 
     def _told(self, cells: int) -> tuple[int, int] | None:
         """The grid of so many patches that the caller or else config.json speaks of."""

@@ -20,6 +20,9 @@ from vitlab.weights.table import Rule, conv, fused, linear, norm, positions, sam
 
 QKV = ("query", "key", "value")
 BLOCK = "encoder/block_{i}"
+# Architectures with the names and shapes of another, and other computations: QuickGELU, norms after
+# each branch, rotary positions beside the learned ones.
+_OTHERS = re.compile(r".*(quickgelu|_rpn_|_rope_)|vit_pe_")
 # The only architectures of timm with the tanh form, whatever others were trained with.
 _TANH = re.compile(
     r"vit_(base_patch32|so400m_patch16|giantopt_patch16)_siglip_|vit_large_patch16_siglip_(gap_)?512"
@@ -96,10 +99,10 @@ def vit_fields(source: Source) -> tuple[type[nn.Module], dict[str, Any]]:
         class_position = source.prefix_positions(rows, (1, 0) if token else (0,)) == 1
     architecture = source.config.get("architecture", "")
     arguments = source.config.get("model_args", {})
-    if "quickgelu" in architecture or arguments.get("act_layer") == "quick_gelu":
-        raise InputError(f"{source.where}: {architecture} has QuickGELU, which ViT has not")
-    if arguments.get("pool_include_prefix"):
-        raise InputError(f"{source.where}: pool_include_prefix is something that ViT has not")
+    refuse_others(source, _OTHERS)
+    for key, value in (("act_layer", "quick_gelu"), ("pool_include_prefix", True)):
+        if arguments.get(key) == value:
+            raise InputError(f"{source.where}: ViT has no {key}={value!r}")
     activation = arguments.get("act_layer", "gelu_tanh" if _TANH.match(architecture) else "gelu")
     inner = source.shape("blocks.0.mlp.fc2.weight", 2)[1]
     packed = "blocks.0.mlp.fc1.weight" in source
@@ -110,7 +113,7 @@ def vit_fields(source: Source) -> tuple[type[nn.Module], dict[str, Any]]:
         "depth": depth,
         "patch_size": source.patch_size("patch_embed.proj.weight"),
         "mlp_dim": inner,
-        "num_heads": arguments.get("num_heads") or default_heads(width, depth),
+        "num_heads": arguments.get("num_heads") or _heads(architecture, width, depth, swiglu),
         "num_classes": source.shape("head.weight", 2)[0] if "head.weight" in source else None,
         "pos_embed": "learned" if "pos_embed" in source else "none",
         "pool": pool(source, token),
@@ -125,6 +128,23 @@ def vit_fields(source: Source) -> tuple[type[nn.Module], dict[str, Any]]:
         "norm_after_pool": "fc_norm.weight" in source,
         "norm_eps": 1e-5 if "norm_pre.weight" in source else 1e-6,  # CLIP's
     }
+
+
+def refuse_others(source: Source, others: re.Pattern) -> None:
+    """An InputError if config.json names an architecture that the file alone would not tell."""
+    architecture = source.config.get("architecture", "")
+    if others.match(architecture):
+        raise InputError(
+            f"{source.where}: {architecture} computes otherwise than the model of its parameters"
+        )
+
+
+def _heads(architecture: str, width: int, depth: int, swiglu: bool) -> int | None:
+    """Of an architecture of timm: two have fewer or more than their width tells."""
+    giantopt = width == 1536 and depth == 40 and not swiglu  # with SwiGLU it is DINOv2's giant
+    if giantopt or architecture == "vit_base_patch16_gap_224":
+        return 16
+    return default_heads(width, depth)
 
 
 def pool(source: Source, token: bool) -> str:
@@ -231,7 +251,6 @@ def _gelu(name: str, source: Source) -> str:
 
 
 def _dinov3_rules(model: ViT) -> list[Rule]:
-    gated = model.mlp == "swiglu"
     return [
         *same("cls_token", "cls"),
         *same("reg_token", "registers"),
@@ -239,7 +258,7 @@ def _dinov3_rules(model: ViT) -> list[Rule]:
         *block(),
         *same("blocks.{i}.attn.q_bias", f"{BLOCK}/attention/query/bias"),
         *same("blocks.{i}.attn.v_bias", f"{BLOCK}/attention/value/bias"),
-        *(mlp("swiglu")[4:] if gated else mlp("gelu")),
+        *mlp(model.mlp),
         *norm("norm", "norm"),
         *norm("fc_norm", "fc_norm"),
         *linear("head", "head"),
@@ -280,7 +299,7 @@ TIMM = Format(
     name="timm",
     title="timm ViT, DeiT, DeiT III",
     signs=("patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "pos_embed"),
-    absent=("mask_token", "rope_embed.periods"),
+    absent=("mask_token", "dist_token", "rope_embed.periods"),
     prefixes=("", "module.", "visual.trunk."),
     aliases=_GAMMAS,
     fields=vit_fields,
@@ -295,7 +314,8 @@ TIMM = Format(
 TIMM_DINOV3 = Format(
     name="timm-dinov3",
     title="timm DINOv3",
-    signs=("patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "blocks.0.ls1.gamma"),
+    # Others of timm.models.eva have rotary positions of another kind, and not both tokens.
+    signs=("patch_embed.proj.weight", "blocks.0.ls1.gamma", "cls_token", "reg_token"),
     absent=("mask_token", "rope_embed.periods", "pos_embed"),
     aliases=_GAMMAS,
     fields=_dinov3_fields,
