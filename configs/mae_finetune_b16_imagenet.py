@@ -3,9 +3,10 @@
     python -m vitlab.main --config configs/mae_finetune_b16_imagenet.py \\
         --config.init_from=runs/mae_b16
 
-`init_from` is a run of `mae_b16_imagenet`. Published: 83.66 % top-1 (four seeds 83.57 ± 0.08). Not
-yet run to the end with vitlab. The numbers are those of github.com/facebookresearch/mae. What
-differs: RandAugment is big_vision's form at the same magnitude 9.
+`init_from` is a run of `mae_b16_imagenet` or the authors' mae_pretrain_vit_base.pth. Published:
+83.66 % top-1 (four seeds 83.57 ± 0.08). Not yet run to the end with vitlab. The numbers are those
+of github.com/facebookresearch/mae. What differs: RandAugment is big_vision's form at the same
+magnitude 9.
 """
 
 import ml_collections

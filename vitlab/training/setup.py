@@ -317,6 +317,8 @@ class Setup:
             key: theirs[key]
             for key in ours
             if key in theirs and theirs[key] != ours[key] and key not in _NOT_OF_THE_BACKBONE
+            # Published weights have sizes and no variant.
+            if (key, theirs[key]) != ("variant", None)
         }
 
 
