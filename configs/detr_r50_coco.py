@@ -3,12 +3,12 @@
     python -m vitlab.main --config configs/detr_r50_coco.py --config.init_from=runs/r50
     python -m vitlab.main --config configs/detr_r50_coco.py:path=COCO --config.init_from=runs/r50
 
-`init_from` is a run of `resnet50_imagenet` or published weights, such as hf:timm/resnet50.tv_in1k,
-or hf:facebook/detr-resnet-50 itself. The first form needs `coco/2017` prepared by TFDS as
-ArrayRecord, the second a folder with `annotations/instances_{train,val}2017.json`, `train2017/` and
-`val2017/`. Published: 40.6 AP after 300 epochs on 16 GPUs, 42.0 after 500. Not yet run to the end
-with vitlab. What differs: images go on a fixed canvas of 1024 pixels with a random scale, not to
-480 to 800 on the shorter side and at most 1333 on the longer; attention weights are not dropped.
+`init_from` is a run of `resnet50_imagenet` or published weights, such as hf:timm/resnet50.tv_in1k.
+The first form needs `coco/2017` prepared by TFDS as ArrayRecord, the second a folder with
+`annotations/instances_{train,val}2017.json`, `train2017/` and `val2017/`. Published: 40.6 AP after
+300 epochs on 16 GPUs, 42.0 after 500. Not yet run to the end with vitlab. What differs: images go
+on a fixed canvas of 1024 pixels with a random scale, not to 480 to 800 on the shorter side and at
+most 1333 on the longer; attention weights are not dropped.
 """
 
 import ml_collections

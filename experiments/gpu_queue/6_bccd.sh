@@ -12,7 +12,7 @@ train() {
 extra=${EXTRA:-}
 vit="{'name':'vit','variant':'S/16','pool':'gap','pos_embed':'sincos2d_mae'}"
 train mae_image_folder.py:size=224,epochs=${MAE_EPOCHS:-1500} mae --config.data.source="voc:$bccd" \
-  --config.data.split=train --config.evaluators.test.split=val --config.model.backbone="$vit" $extra
+  --config.data.split=train --config.evaluators.val.split=val --config.model.backbone="$vit" $extra
 detector="detr_bccd.py:path=$bccd,size=640"
 train "$detector,backbone=vit,epochs=${EPOCHS:-300}" vit --config.init_from="$out/mae" \
   --config.optimizer.lr=5e-4 --config.optimizer.layer_decay=0.8 $extra
