@@ -6,7 +6,8 @@ from vitlab.weights.formats.convnets import CONVNEXT, RESNET, TIMM_CONVNEXT, TOR
 from vitlab.weights.formats.detr import HF_DETR
 from vitlab.weights.formats.facebook import DINOV2, DINOV3, MAE_FORMAT, MAE_VIT
 from vitlab.weights.formats.format import Format, Source
-from vitlab.weights.formats.hugging_face import HF_DINOV2, HF_DINOV3, HF_MAE, HF_SIGLIP, HF_VIT
+from vitlab.weights.formats.hugging_face import HF_MAE, HF_SIGLIP, HF_VIT
+from vitlab.weights.formats.hugging_face_dino import HF_DINOV2, HF_DINOV3
 from vitlab.weights.formats.timm import TIMM, TIMM_DINOV3
 
 FORMATS: tuple[Format, ...] = (
