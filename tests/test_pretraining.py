@@ -85,7 +85,7 @@ def test_an_encoder_that_does_not_fit_is_named_with_what_would(mae, tmp_path, ca
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "(8, 8) there and (16, 16) here" in error
-    assert "The backbone there has config.model.patch_size=2, config.model.width=8" in error
+    assert "The model there has config.model.patch_size=2, config.model.width=8" in error
 
 
 def test_an_encoder_of_the_same_shapes_that_means_something_else_is_refused(mae, tmp_path, capsys):

@@ -128,7 +128,7 @@ def test_a_detector_starts_from_a_published_backbone_and_from_a_detector(publish
 @pytest.mark.parametrize(
     ("model", "more", "match"),
     [
-        ({}, {}, "would mean something else. The backbone there has .*norm_eps=1e-12"),
+        ({}, {}, "would mean something else. The model there has .*norm_eps=1e-12"),
         ({"norm_eps": 1e-12, "num_heads": 2}, {}, "would mean something else.*num_heads=3"),
         ({"norm_eps": 1e-12, "depth": 3}, {}, "block_2/.* is not there"),
         ({"norm_eps": 1e-12, "width": 48}, {}, "is .* there and .* here"),

@@ -36,7 +36,8 @@ def test_inspect(tmp_path, capsys, hf_vit):
     assert lines["model"].startswith("ViT(patch_size=8, width=24, depth=2,")
     assert lines["parameters"] == "14,863"
     assert lines["images"] == "24 x 24"
-    assert lines["preprocessing"].endswith("value_range(-1,1)")
+    # Its processor is for other images.
+    assert lines["preprocessing"].endswith("value_range(-1,1), which no file says")
     assert lines["classes"] == "7"
     assert lines["licence"] == "not stated in the file"
     assert lines["keys"] == "40 keys used"
@@ -67,7 +68,9 @@ def test_inspect_takes_hints(tmp_path, capsys):
         (["HF", "b", "--to", "big_vision"], "big_vision's ViT has no mlp='gelu'"),
         (["--inspect", "HF", "--num_heads", "5"], "ViT width 24 is no multiple of 5"),
         (["--inspect", "HF", "--num_heads", "many"], "num_heads"),
-        (["--inspect", "HF", "--image_size", "20"], "in whole patches of 8"),
+        (["--inspect", "HF", "--image_size", "4"], "in whole patches of 8"),
+        (["--inspect", "HF", "--num_classes=-1"], "num_classes is -1"),
+        (["HF", "hf:a/b", "--to", "timm"], "a destination is a file or a folder"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_2(capsys, tmp_path, hf_vit, arguments, match):

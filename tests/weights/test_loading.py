@@ -47,7 +47,7 @@ def test_an_extra_key_a_missing_key_and_a_shape_that_does_not_fit(deit):
     bias = write(**{"head.bias": np.zeros(9, np.float32)})
     refused(r"head.bias is \(9,\), and head/bias needs \(7,\)", bias)
     patch = write(**{"patch_embed.proj.weight": np.zeros((24, 3, 4, 4), np.float32)})
-    refused("in whole patches of 4: 20 x 20", patch, image_size=22)
+    refused("in whole patches of 4: 4 x 4", patch, image_size=3)
     patch = write(**{"patch_embed.proj.weight": np.zeros((24, 3, 8), np.float32)})
     refused("patch_embed.proj.weight is .24, 3, 8., but needs 4 axes", patch)
     # One key more of a kind that is known.
@@ -107,7 +107,10 @@ def test_configs_that_ask_for_what_the_model_has_not(deit):
 
     for name in ("vit_base_patch16_clip_quickgelu_224", "vit_base_patch16_rpn_224"):
         refused(f"{name} computes otherwise", with_config(architecture=name))
-    refused("no act_layer='quick_gelu'", with_config(model_args={"act_layer": "quick_gelu"}))
+    refused(
+        "act_layer 'quick_gelu' is not one of", with_config(model_args={"act_layer": "quick_gelu"})
+    )
+    refused("model_args.norm_layer is not known", with_config(model_args={"norm_layer": "rmsnorm"}))
     refused("global_pool 'avgmax' is not one of", with_config(global_pool="avgmax"))
     (path.parent / "config.json").write_text("{")
     refused("config.json: Expecting", path)
@@ -152,5 +155,135 @@ def test_what_a_file_says_of_itself(tmp_path):
     loaded = load(path.parent)
     assert loaded.classes == tuple(f"kind {i}" for i in range(7))
     assert loaded.licence == "apache-2.0"
-    assert loaded.preprocessing_stated
     assert isinstance(loaded.module, ViT)
+    assert load(path.parent, num_classes=3).classes == ()
+    # The processor is for 224 pixels, the table for 24.
+    assert not loaded.preprocessing_stated
+    assert load(path.parent, image_size=224).preprocessing_stated
+    processor = {"size": {"height": 24, "width": 24}, "resample": 3}
+    (path.parent / "preprocessor_config.json").write_text(json.dumps(processor))
+    loaded = load(path.parent)
+    assert loaded.preprocessing_stated
+    assert loaded.preprocessing == 'decode|resize(24,"bicubic",True)|value_range(-1,1)'
+
+
+def test_variables_stay_what_they_are(deit):
+    """A model that is applied to numpy's arrays has no way to change them."""
+    _, write = deit
+    loaded = load(write())
+    images = np.zeros((1, 16, 24, 3), np.float32)
+    one, other = (np.asarray(loaded.module.apply(loaded.variables, images)[0]) for _ in range(2))
+    np.testing.assert_array_equal(one, other)
+    again = load(ref.write(write().parent / "b", ref.reference("weights_hf_vit")))
+    images = np.zeros((1, 24, 24, 3), np.float32)
+    one, other = (np.asarray(again.module.apply(again.variables, images)[0]) for _ in range(2))
+    np.testing.assert_array_equal(one, other)
+    with pytest.raises(ValueError, match="read-only"):
+        loaded.variables["params"]["cls"][:] = 0
+
+
+def test_one_parameter_under_two_names(deit, tmp_path):
+    tensors, write = deit
+    refused("are the same parameter", write(**{"blocks.0.gamma_1": tensors["blocks.0.ls1.gamma"]}))
+    arrays = ref.reference("weights_big_vision_cls")
+    block = "Transformer/encoderblock_0/LayerNorm"
+    arrays[f"params/{block}_2/scale"] = arrays[f"params/{block}_1/scale"]
+    refused("are the same parameter", ref.write(tmp_path / "twice", arrays, npz=True))
+    arrays = ref.reference("weights_big_vision_scan")
+    name = "params/params/Transformer/encoderblock/LayerNorm_0/scale"
+    arrays[name.replace("encoderblock", "encoderblock_0")] = arrays[name][0]
+    path = ref.write(tmp_path / "scanned", arrays, npz=True)
+    refused("are the same parameter", path, grid=(2, 3))
+
+
+def test_numbers_that_are_no_weights(deit):
+    tensors, write = deit
+    for dtype in (np.int8, np.int64, bool, np.complex64):
+        kernel = tensors["blocks.0.mlp.fc1.weight"].astype(dtype)
+        refused("and weights are floats", write(**{"blocks.0.mlp.fc1.weight": kernel}))
+    half = {name: array.astype(np.float16) for name, array in tensors.items()}
+    assert load(write(**half)).variables["params"]["cls"].dtype == np.float32
+
+
+def test_json_that_makes_no_sense(deit):
+    _, write = deit
+    path = write()
+    config = json.loads((path.parent / "config.json").read_text())
+    for changes in (
+        {"pretrained_cfg": 3},
+        {"pretrained_cfg": {"crop_pct": 0}},
+        {"pretrained_cfg": {"mean": 0.5}},
+        {"model_args": {"num_heads": "3"}},
+        {"model_args": {"num_heads": 1.5}},
+        {"model_args": []},
+        {"global_pool": []},
+        {"id2label": {"a": "b"}},
+        {"architecture": 5},
+    ):
+        (path.parent / "config.json").write_text(json.dumps({**config, **changes}))
+        refused("config.json|makes no sense|make no sense|num_heads|global_pool", path)
+    (path.parent / "config.json").write_text("[" * 100_000)
+    refused("config.json", path)
+    # What is null is not there.
+    nulls = {**config, "label_names": None, "pretrained_cfg": {"mean": None, "crop_pct": None}}
+    (path.parent / "config.json").write_text(json.dumps(nulls))
+    assert not load(path).preprocessing_stated
+
+
+def test_shapes_that_make_no_sense(deit, tmp_path):
+    tensors, write = deit
+    for shape in ((), (3,), (1, 0, 24), (2, 7)):
+        refused("model.safetensors", write(pos_embed=np.zeros(shape, np.float32)), grid=(2, 3))
+        refused("model.safetensors", write(cls_token=np.zeros(shape, np.float32)))
+        refused(
+            "model.safetensors", write(**{"patch_embed.proj.weight": np.zeros(shape, np.float32)})
+        )
+    arrays = ref.reference("weights_big_vision_cls")
+    name = "params/Transformer/encoderblock_1/MultiHeadDotProductAttention_0/query/kernel"
+    swapped = {**arrays, name: arrays[name].swapaxes(1, 2)}
+    refused("not of 3 heads", ref.write(tmp_path / "heads", swapped, npz=True))
+    many = {**arrays, "params/Transformer/encoderblock/x": np.zeros((10**8, 0), np.float32)}
+    refused("is of 100000000 blocks", ref.write(tmp_path / "many", many, npz=True))
+
+
+def test_hints_that_make_no_sense(deit, tmp_path):
+    _, write = deit
+    path = write()
+    for hints in ({"image_size": -16}, {"image_size": 0}, {"grid": (-2, 3)}, {"num_classes": -1}):
+        refused(f"hint {next(iter(hints))} is", path, **hints)
+    refused("there is no hint 'name'", path, name="vit")
+    mae = ref.write(tmp_path / "mae", ref.reference("weights_mae_pretrain"))
+    refused("a MAE has no num_classes", mae, num_heads=3, decoder_heads=2, num_classes=10)
+
+
+def test_images_that_the_patch_does_not_divide(deit):
+    """The sources' convolutions leave the rest out, and so do pixels of the preprocessing."""
+    _, write = deit
+    loaded = load(write(), image_size=(20, 30))
+    assert loaded.image_size == (16, 24)
+    assert loaded.report.resized == ()
+    *steps, patches, _ = loaded.preprocessing.split("|")
+    assert "20,30" in steps[-1]
+    assert patches == "whole_patches(8)"
+
+
+def test_positions_of_mae_on_another_grid_are_interpolated(tmp_path):
+    arrays = ref.reference("weights_mae_pretrain")
+    encoder = {k: v for k, v in arrays.items() if "decoder" not in k and "mask_token" not in k}
+    path = ref.write(tmp_path / "a", encoder)
+    own = load(path, num_heads=3)
+    assert (own.format, own.module.pos_embed) == ("mae-vit", "sincos2d_mae")
+    larger = load(path, num_heads=3, image_size=28)
+    assert larger.module.pos_embed == "learned"
+    assert larger.report.resized == ("pos_embed",)
+
+
+def test_rotary_periods_of_a_file_are_its_own(tmp_path):
+    import ml_dtypes
+
+    arrays = ref.reference("weights_dinov3")
+    name = "params/rope_embed.periods"
+    rounded = np.array([1.0, 9.9], ml_dtypes.bfloat16).astype(np.float32)
+    assert load(ref.write(tmp_path / "a", arrays), num_heads=3).module.rope_periods is None
+    path = ref.write(tmp_path / "b", {**arrays, name: rounded})
+    assert load(path, num_heads=3).module.rope_periods == tuple(rounded.tolist())

@@ -99,6 +99,18 @@ def test_strings_of_transformers_processors():
     assert "resize_small(592," in preprocessing.hugging_face(dinov2, (518, 518))
     old = {"size": 224, "resample": 2}  # as before "size" had names
     assert "resize(224,antialias=True)" in preprocessing.hugging_face(old, None)
+    deit = {"size": 256, "crop_size": 224, "do_center_crop": True}
+    deit |= {"feature_extractor_type": "DeiTFeatureExtractor"}
+    squeezed = 'resize(256,"bicubic",True)|central_crop(224)'
+    assert squeezed in preprocessing.hugging_face(deit, None)
+    named = {**deit, "size": {"height": 256, "width": 256}}
+    assert squeezed in preprocessing.hugging_face(named, None)
+    clip = {**deit, "feature_extractor_type": "CLIPFeatureExtractor"}
+    assert 'resize_small(256,"bicubic",True,"down")' in preprocessing.hugging_face(clip, None)
+    older = {"size": 800, "max_size": 1333, "feature_extractor_type": "DetrFeatureExtractor"}
+    assert "letterbox(1333,shortest=800)" in preprocessing.hugging_face(older, None)
+    for unknown in ({"do_normalize": False}, {"rescale_factor": 1 / 127.5}, {"resample": 4}):
+        assert preprocessing.hugging_face({**dinov2, **unknown}, None) == ""
     detr = {"size": {"shortest_edge": 800, "longest_edge": 1333}, "resample": 2}
     assert "letterbox(1333,shortest=800)" in preprocessing.hugging_face(detr, None)
 

@@ -50,6 +50,8 @@ def run(arguments: list[str]) -> None:
         raise InputError("vitlab convert needs a source, a destination and --to FORMAT")
     from vitlab.weights.saving import save
 
+    if plain[1].startswith("hf:"):
+        raise InputError(f"{plain[1]}: a destination is a file or a folder of this machine")
     loaded = _read(plain[0], hints)
     written = save(
         plain[1],
@@ -71,7 +73,7 @@ def card(loaded: Any, name: str) -> str:
     from vitlab.weights.formats import FORMATS
 
     titles = {form.name: form.title for form in FORMATS}
-    stated = "" if loaded.preprocessing_stated else ", which its format has most often"
+    stated = "" if loaded.preprocessing_stated else ", which no file says"
     height, width = loaded.image_size
     classes = getattr(loaded.module, "num_classes", None)
     lines = {

@@ -56,6 +56,22 @@ def central_crop(
     return image[top : top + height, left : left + width]
 
 
+def whole_patches(image: np.ndarray, size: Side) -> np.ndarray:
+    """Leaves out the last rows and columns that fill no patch of `size` pixels a side, as a strided
+    convolution without padding does.
+
+    Args:
+      image: uint8[height, width, channels].
+      size: of a patch.
+
+    Raises:
+      InputError: the image is smaller than a patch.
+    """
+    _check_fits("whole_patches", image, size, size)
+    height, width = (side // size * size for side in image.shape[:2])
+    return image[:height, :width]
+
+
 def random_crop(
     image: np.ndarray,
     rng: np.random.Generator,

@@ -122,6 +122,7 @@ _OPS = types.MappingProxyType(
             geometry.resize,
             geometry.resize_small,
             image_ops.central_crop,
+            image_ops.whole_patches,
             image_ops.random_crop,
             image_ops.inception_crop,
             geometry.flip_lr,

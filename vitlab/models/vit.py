@@ -115,6 +115,7 @@ class ViT(nn.Module):
     stem: Literal["patch", "conv"] = "patch"  # how patches are embedded; conv: see `ConvStem`
     pos_embed: Literal["learned", "sincos2d", "sincos2d_mae", "rope", "none"] = "learned"
     rope_theta: float = 100.0
+    rope_periods: tuple[float, ...] | None = None  # in the place of powers of theta
     pool: Literal["cls", "gap", "map", "none"] = "cls"  # gap, map: of patches; none: every token
     class_token: bool | None = None  # None: only if the pool is cls
     class_position: bool = True  # learned positions have one for the class token too
@@ -188,7 +189,8 @@ class ViT(nn.Module):
         if self.class_token:
             prefix += [self.param("cls", normal(0.02 if mae else 0.0), (1, 1, width))]
         if self.class_token and self.class_position and self.pos_embed == "learned":
-            prefix[0] += self.param("cls_position", normal(std), (1, 1, width))
+            # Not +=, which would change an array of numpy.
+            prefix[0] = prefix[0] + self.param("cls_position", normal(std), (1, 1, width))
         if self.num_registers:  # not zeros: registers that start equal stay equal
             prefix += [self.param("registers", normal(0.02), (1, self.num_registers, width))]
         self.prefix = prefix
@@ -233,7 +235,8 @@ class ViT(nn.Module):
         if self.pos_embed == "learned":
             x = x + self.position_embedding(grid).astype(x.dtype)
         elif self.pos_embed == "rope":
-            rope = rope_2d(grid, self.width // self.num_heads, self.rope_theta)
+            head_dim = self.width // self.num_heads
+            rope = rope_2d(grid, head_dim, self.rope_theta, self.rope_periods)
         elif self.pos_embed != "none":
             table = sincos_2d(grid, self.width, endpoint=self.pos_embed == "sincos2d")
             x = x + table.astype(x.dtype)

@@ -4,6 +4,7 @@ A grid is (rows, columns) of patches, and patches are in row-major order everywh
 """
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +52,9 @@ def sincos_2d(
     return jnp.concatenate([columns, rows], axis=-1)
 
 
-def rope_2d(grid: Grid, head_dim: int, theta: float = 100.0) -> jax.Array:
+def rope_2d(
+    grid: Grid, head_dim: int, theta: float = 100.0, periods: Sequence[float] | None = None
+) -> jax.Array:
     """The table of the axial rotary embedding, in the form of DINOv3 (2508.10104).
 
     A patch's coordinate along each axis is its centre in [-1, 1] whatever the grid's size, and is
@@ -62,17 +65,22 @@ def rope_2d(grid: Grid, head_dim: int, theta: float = 100.0) -> jax.Array:
         grid: rows and columns of patches.
         head_dim: channels of a head, a multiple of 4.
         theta: bound of the periods.
+        periods: head_dim // 4 of them, in the place of powers of theta.
 
     Returns:
         f32[rows * columns, 2, head_dim // 2]: for each patch the cosines and the sines, for
         `apply_rope`. Rows can be gathered, and (1, 0) is the rotation that does nothing.
 
     Raises:
-        InputError: head_dim is not a multiple of 4.
+        InputError: head_dim is not a multiple of 4, or there are more or fewer periods.
     """
     if head_dim % 4:
         raise InputError(f"rotary positions need a width per head that 4 divides, got {head_dim}")
-    periods = theta ** (np.arange(head_dim // 4) * 4 / head_dim)
+    if periods is None:
+        periods = theta ** (np.arange(head_dim // 4) * 4 / head_dim)
+    if len(periods) != head_dim // 4:
+        raise InputError(f"{len(periods)} rotary periods are not {head_dim // 4}, a quarter a head")
+    periods = np.asarray(periods)
 
     def table(length):
         centres = (np.arange(length) + 0.5) / length * 2 - 1

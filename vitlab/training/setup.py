@@ -264,8 +264,9 @@ class Setup:
         size = {"image_size": self._example["image"].shape[1:3]}
         self._origin = transfer.read(exp.init_from, {**size, **exp.init_hints})
         self._transfer({"params": self.target.params, **self.target.model_state})
-        other = [key for key in _MEANING if key in self._differing()]
-        other = [key for key in other if not transfer.allowed(key, exp.init_allow)]
+        differing = [key.rpartition(".")[2] for key in self._differing()]
+        other = [field for field in differing if field in _MEANING]
+        other = [field for field in other if not transfer.allowed(field, exp.init_allow)]
         if other:
             raise InputError(
                 "config.init_from: all parameters fit, but would mean something else"
@@ -274,29 +275,35 @@ class Setup:
 
     def _transfer(self, variables: Any) -> tuple[dict[str, Any], transfer.TransferReport]:
         """The variables, or shapes of them, with what `init_from` has in its place; by name."""
-        fresh = names_of(variables)
-        origin, task = self._origin, self.experiment.task
-        theirs = task_class(origin.task).class_parameters if origin.task else ()
-        heads = (*self.task.class_parameters, *theirs)
-        name = self.resolved["model"].get("name")  # of a detector, or of a backbone alone
-        same = origin.task == task and name == origin.model.get("name")
-        if origin.task == task and self._same_classes(fresh, heads):
-            heads = ()
+        fresh, origin = names_of(variables), self._origin
+        same = origin.task == self.experiment.task and self._same_kind()
+        heads, allow = self._heads(fresh), self.experiment.init_allow
         try:
-            return transfer.transfer(
-                fresh, origin.variables, self.experiment.init_allow, heads, same
-            )
+            return transfer.transfer(fresh, origin.variables, allow, heads, same)
         except InputError as e:
             raise InputError(f"{e}{self._what_would_fit()}") from e
 
-    def _same_classes(self, fresh: dict[str, Any], heads: tuple[str, ...]) -> bool:
-        """Whether the heads of `init_from` are for these classes; published ones are where they are
-        for as many."""
-        origin = self._origin
+    def _same_kind(self) -> bool:
+        """Whether the model is of the same name: of a detector, or of a backbone alone."""
+        return self._origin.model.get("name") == self.resolved["model"].get("name")
+
+    def _heads(self, fresh: dict[str, Any]) -> tuple[str, ...]:
+        """Regexes of the parameters that tell classes apart, where they are new; else none.
+
+        They are taken from a run with the same classes, and from published weights with as many.
+        """
+        origin, task = self._origin, self.experiment.task
+        theirs = task_class(origin.task).class_parameters if origin.task else ()
+        heads = (*self.task.class_parameters, *theirs)
+        if origin.task != task:
+            return heads
         if origin.classes is not None:
-            return origin.classes == self.classes
-        theirs = {k: v.shape for k, v in origin.variables.items() if transfer.allowed(k, heads)}
-        return theirs == {k: v.shape for k, v in fresh.items() if transfer.allowed(k, heads)}
+            return () if origin.classes == self.classes else heads
+        shapes = (
+            {k: v.shape for k, v in variables.items() if transfer.allowed(k, heads)}
+            for variables in (origin.variables, fresh)
+        )
+        return () if next(shapes) == next(shapes) else heads
 
     def _transferred(self, variables: Any, log: Callable[[str], None]) -> Any:
         filled, report = self._transfer(parallelism.to_host(variables))
@@ -305,25 +312,37 @@ class Setup:
         return nested(filled)
 
     def _what_would_fit(self) -> str:
-        """The settings of the other run's backbone where they are not ours, for an error."""
-        where = "config.model.backbone" if "backbone" in self.resolved["model"] else "config.model"
-        differ = [f"{where}.{key}={value}" for key, value in self._differing().items()]
-        return f". The backbone there has {', '.join(differ)}" if differ else ""
+        """The settings of the other model where they are not ours, for an error."""
+        differ = [f"{key}={value}" for key, value in self._differing().items()]
+        return f". The model there has {', '.join(differ)}" if differ else ""
 
     def _differing(self) -> dict[str, Any]:
-        """The fields of the other run's backbone that are not as ours, with their values there."""
-        theirs, ours = (m.get("backbone", m) for m in (self._origin.model, self.resolved["model"]))
-        return {
-            key: theirs[key]
-            for key in ours
-            if key in theirs and theirs[key] != ours[key] and key not in _NOT_OF_THE_BACKBONE
-            # Published weights have sizes and no variant.
-            if (key, theirs[key]) != ("variant", None)
+        """Settings of the other run's backbone that are not as ours, with their values there; and
+        of the same model around it those that change what its parameters mean."""
+        theirs, ours = self._origin.model, self.resolved["model"]
+        where = "config.model.backbone" if "backbone" in ours else "config.model"
+        inner = theirs.get("backbone", theirs), ours.get("backbone", ours)
+        fields = [key for key in inner[1] if key not in _NOT_OF_THE_BACKBONE]
+        if not self._heads(names_of({"params": self.target.params})):
+            fields += ["pool"]
+        # Published weights have sizes and no variant.
+        differing = {
+            f"{where}.{key}": inner[0][key]
+            for key in fields
+            if key in inner[0] and key in inner[1] and inner[0][key] != inner[1][key]
+            if (key, inner[0][key]) != ("variant", None)
         }
+        if "backbone" in ours and self._origin.task == self.experiment.task and self._same_kind():
+            for key in _MEANING_AROUND:
+                if key in theirs and key in ours and theirs[key] != ours[key]:
+                    differing[f"config.model.{key}"] = theirs[key]
+        return differing
 
 
 # Fields of a model that change what its parameters mean, and none of their shapes.
-_MEANING = ("num_heads", "pos_embed", "rope_theta", "mlp", "norm_eps", "stem")
+_MEANING_AROUND = ("num_heads", "decoder_heads", "mask_backbone")
+_MEANING = ("num_heads", "pos_embed", "rope_theta", "rope_periods", "mlp", "norm_eps", "stem")
+_MEANING += (*_MEANING_AROUND[1:], "pool")  # the pool where a head is taken with it
 # Fields of a model that a pretrained backbone may well have otherwise.
 _NOT_OF_THE_BACKBONE = (
     "num_classes", "pool", "norm_after_pool", "dropout", "drop_path", "patch_dropout", "rep_size",

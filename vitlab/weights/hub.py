@@ -83,10 +83,13 @@ def _found(where: str, weights: pathlib.Path, other: Callable[[str], pathlib.Pat
                 raise InputError(f"{where}: {weights.name} names {file.name}, which is not there")
     config, preprocessor = (other(f"{n}.json") for n in ("config", "preprocessor_config"))
     card = other("README.md")
+    settings = _json(config) if config else {}
+    if "architecture" in settings and "pretrained_cfg" not in settings:
+        settings = {**settings, "pretrained_cfg": settings}  # timm's before 0.9
     return Found(
         where,
         files,
-        _json(config) if config else {},
+        settings,
         _json(preprocessor) if preprocessor else {},
         _licence(card) if card else "",
     )
@@ -94,7 +97,7 @@ def _found(where: str, weights: pathlib.Path, other: Callable[[str], pathlib.Pat
 
 def _from_hub(name: str) -> tuple[pathlib.Path, Callable[[str], pathlib.Path | None]]:
     """The weights of a repository, and what gets another file of it."""
-    from huggingface_hub import HfApi, errors, hf_hub_download
+    from huggingface_hub import HfApi, errors, hf_hub_download, try_to_load_from_cache
 
     match = re.fullmatch(r"hf:(\w[\w.-]*/\w[\w.-]*)(?:@([\w.-]+))?(?:/(\w[\w./-]*))?", name)
     if match is None:
@@ -113,12 +116,21 @@ def _from_hub(name: str) -> tuple[pathlib.Path, Callable[[str], pathlib.Path | N
     except Exception:  # which of them depends on the library below the hub's
         offline = True
 
+    def _known_absent(repository, revision):
+        found = try_to_load_from_cache(repository, "config.json", revision=revision)
+        return found is not None and not isinstance(found, str)
+
     def get(filename):
         try:
             path = hf_hub_download(
                 repository, filename, revision=revision, local_files_only=offline
             )
         except errors.LocalEntryNotFoundError:
+            # Without it a model might be taken for another.
+            if filename == "config.json" and not _known_absent(repository, revision):
+                raise InputError(
+                    f"{name}: the hub cannot be reached, and config.json is not in its cache"
+                ) from None
             return None
         except errors.GatedRepoError:
             raise InputError(
@@ -149,11 +161,20 @@ def _existing(path: pathlib.Path) -> pathlib.Path | None:
 def _json(path: pathlib.Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise InputError(f"{path}: {str(e).splitlines()[0]}") from e
     if not isinstance(content, dict):
         raise InputError(f"{path} is no JSON object")
-    return content
+    return _without_nulls(content)
+
+
+def _without_nulls(content: dict[str, Any]) -> dict[str, Any]:
+    """What is null is not there."""
+    return {
+        key: _without_nulls(value) if isinstance(value, dict) else value
+        for key, value in content.items()
+        if value is not None
+    }
 
 
 def _licence(card: pathlib.Path) -> str:

@@ -1,9 +1,10 @@
 """`load`: published weights as a module with its variables, every key of the file accounted for."""
 
+import contextlib
 import dataclasses
 import re
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -15,10 +16,11 @@ import numpy as np
 from vitlab.config import coerce, nearest
 from vitlab.errors import InputError
 from vitlab.models.mae import MAE
+from vitlab.models.vit import ViT
 from vitlab.ops.positions import resize_position_embedding
 from vitlab.weights.files import Tensor, open_file
 from vitlab.weights.formats import Format, Source, recognise
-from vitlab.weights.hub import find
+from vitlab.weights.hub import Found, find
 from vitlab.weights.table import Match, match
 
 TABLE = "position_embedding/table"
@@ -69,8 +71,8 @@ class Loaded:
         report: what became of every key.
         format: the name of the file's format.
         image_size: (height, width) in pixels that the position table is for.
-        preprocessing_stated: whether the file says so, or its format has only one way; else it is
-            what its format has most often.
+        preprocessing_stated: whether a file says so, for images of this size, or the format has
+            only one way; else it is what the format has most often.
         classes: names of the classes, where the file says.
         licence: as the file or its card says; "" where neither does.
     """
@@ -86,7 +88,7 @@ class Loaded:
     licence: str
 
 
-def load(name: str, **hints: Any) -> Loaded:
+def load(name: str, /, **hints: Any) -> Loaded:
     """Loads published weights: a file, a folder with `model.safetensors`, or `hf:OWNER/NAME`.
 
     The format and the architecture are told from names, shapes, and a `config.json` beside the
@@ -102,8 +104,9 @@ def load(name: str, **hints: Any) -> Loaded:
             format: one of `vitlab.weights.formats.FORMATS` by its name.
             part: of a `.pth` that holds several things, such as "student".
             grid: rows and columns of the position table, where it is no square.
-            image_size: pixels, a number or (height, width), that the model will see: its position
-                table is resized as its source would. Default: that of the table, or 224.
+            image_size: pixels, a number or (height, width), of its images: the position table is
+                resized as its source would. Default: that of the table, or 224. What fills no
+                whole patch is left out, as the sources do.
             num_classes: another number than the file's gives a new head of zeros; 0 none.
             any field of the module, or of its backbone, such as num_heads, norm_eps, mlp or pool.
 
@@ -115,30 +118,71 @@ def load(name: str, **hints: Any) -> Loaded:
             key that nothing accounts for.
     """
     found, part = find(str(name))
-    grid = coerce(hints.pop("grid", None), tuple[int, int] | None, "hint grid")
-    source = _opened(found, part, hints.pop("part", ""), grid)
-    form, source = recognise(source, hints.pop("format", ""))
-    pair = int | tuple[int, int] | None
-    size = coerce(hints.pop("image_size", None), pair, "hint image_size")
+    size = _positive(hints.pop("image_size", None), int | tuple[int, int] | None, "image_size")
+    size = (size, size) if isinstance(size, int) else size
+    grid = _positive(hints.pop("grid", None), tuple[int, int] | None, "grid")
     num_classes = coerce(hints.pop("num_classes", None), int | None, "hint num_classes")
-    stored = _module(found.where, *form.fields(source), hints)
-    module = stored if num_classes is None else stored.clone(num_classes=num_classes or None)
-    matches = match(form.rules(stored), tuple(source.tensors))
-    grid = _grid(source, matches)
-    size = (size, size) if isinstance(size, int) else size or _size(source, stored, grid)
-    flat, report = _filled(form, source, matches, grid, stored, module, tuple(size))
-    preprocessing, stated = form.preprocess(source, tuple(size))
+    if (num_classes or 0) < 0:
+        raise InputError(f"hint num_classes is {num_classes}: it cannot be negative")
+    with _understood(found.where):
+        source = _opened(found, part, str(hints.pop("part", "")), grid, size)
+        form, source = recognise(source, str(hints.pop("format", "")))
+        cls, fields = form.fields(source)
+    stored = _module(found.where, cls, fields, hints)
+    module = stored
+    if num_classes is not None:
+        if not hasattr(stored, "num_classes"):
+            raise InputError(f"{found.where}: a {cls.__name__} has no num_classes")
+        module = stored.clone(num_classes=num_classes or None)
+    with _understood(source.where):
+        matches = match(form.rules(stored), tuple(source.tensors))
+        grid = _grid(source, matches)
+        pixels = size or _size(source, stored, grid)
+        patch = getattr(getattr(module, "backbone", module), "patch_size", 1)
+        patch = patch if grid or isinstance(module, ViT) else 1
+        size = tuple(side // patch * patch for side in pixels)
+        flat, report = _filled(form, source, matches, grid, stored, module, size)
+        preprocessing, stated = form.preprocess(source, tuple(pixels))
+        if size != tuple(pixels) and preprocessing:
+            steps, _, last = preprocessing.rpartition("|")
+            preprocessing = f"{steps}|whole_patches({patch})|{last}"
+        classes = _classes(source.config)
+    for array in flat.values():
+        array.flags.writeable = False
     return Loaded(
         module,
         nested(flat),
         preprocessing,
         report,
         form.name,
-        tuple(size),
+        size,
         stated,
-        _classes(source.config),
+        classes if len(classes) == getattr(module, "num_classes", None) else (),
         source.licence,
     )
+
+
+@contextlib.contextmanager
+def _understood(where: str) -> Iterator[None]:
+    """Turns what comes of a config.json, or of shapes, that nobody would write into one line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (
+        ArithmeticError, AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError
+    ) as e:  # fmt: skip
+        said = " ".join(str(e).split())[:120]
+        raise InputError(
+            f"{where}: its json files or its shapes make no sense ({type(e).__name__}: {said})"
+        ) from e
+
+
+def _positive(value: Any, kind: Any, hint: str) -> Any:
+    value = coerce(value, kind, f"hint {hint}")
+    if value is not None and min(value if isinstance(value, tuple) else (value,)) < 1:
+        raise InputError(f"hint {hint} is {value}: it must be positive")
+    return value
 
 
 def shapes_of(module: nn.Module, image_size: tuple[int, int]) -> dict[str, jax.ShapeDtypeStruct]:
@@ -169,7 +213,13 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     return {"params": tree(params, sep="/"), **tree(statistics, sep="/")}
 
 
-def _opened(found, part, named, grid) -> Source:
+def _opened(
+    found: Found,
+    part: str,
+    named: str,
+    grid: tuple[int, int] | None,
+    size: tuple[int, int] | None,
+) -> Source:
     """What is in the files; of a nested one the part that is wanted."""
     tensors: dict[str, Any] = {}
     licence = found.licence
@@ -201,6 +251,7 @@ def _opened(found, part, named, grid) -> Source:
         found.config,
         found.preprocessor,
         grid,
+        size,
         path,
         found.config.get("pretrained_cfg", {}).get("license") or licence,
     )
@@ -212,6 +263,10 @@ def _module(
     """The model that the file tells of, and hints where it does not."""
     fields = dict(fields)
     inner, backbone = fields.pop("backbone", (None, {}))
+    for of, section in ((cls, fields), (inner, backbone)):
+        kinds = typing.get_type_hints(of) if of else {}
+        for key, value in section.items():
+            section[key] = value if value is None else coerce(value, kinds[key], f"{where}: {key}")
     legal = [*_fields(cls), *(_fields(inner) if inner else ())]
     for key, value in hints.items():
         if key not in legal:
@@ -249,7 +304,10 @@ def _size(source: Source, module: nn.Module, grid: tuple[int, int] | None) -> tu
     """Height and width of the images that the file was made for."""
     backbone = getattr(module, "backbone", module)
     if grid is not None:
-        return grid[0] * backbone.patch_size, grid[1] * backbone.patch_size
+        patch = backbone.patch_size
+        # The patch need not divide the images: what is left over was left out.
+        told = (size for size in source.sizes() if tuple(side // patch for side in size) == grid)
+        return next(told, (grid[0] * patch, grid[1] * patch))
     timms = source.config.get("pretrained_cfg", {}).get("input_size")
     size = timms[1:] if timms else source.config.get("image_size")
     size = size or source.preprocessor.get("crop_size") or source.preprocessor.get("size") or 224
@@ -284,6 +342,10 @@ def _filled(
         if all(name in other_classes for name in each.ours):
             unused |= dict.fromkeys(names, "of other classes")
             continue
+        for name, full in zip(each.theirs, names, strict=True):
+            dtype = source.tensors[name].dtype
+            if "float" not in dtype:
+                raise InputError(f"{source.where}: {full} is {dtype}, and weights are floats")
         arrays = [source.read(name) for name in each.theirs]
         try:
             loaded = each.rule.load(arrays, grid)
@@ -299,7 +361,9 @@ def _filled(
                 problems.append(f"{names[0]} has no place in {type(module).__name__}")
             elif array.shape != want:
                 problems.append(f"{names[0]} is {array.shape}, and {name} needs {want}")
-            flat[name] = np.asarray(array, np.float32)
+            if name in flat:
+                problems.append(f"{names[0]} is there under another name too")
+            flat[name] = np.array(array, np.float32)  # a copy: of the file's alone
         used += names
     for name in left:
         why = [why for pattern, why in form.unused.items() if re.fullmatch(pattern, name)]
@@ -338,8 +402,10 @@ def _resized(table: np.ndarray, grid: tuple[int, int], how: Mapping[str, Any]) -
 
 def _classes(config: Mapping[str, Any]) -> tuple[str, ...]:
     """Names of classes as transformers and timm write them; numbered ones are none."""
-    named = config.get("id2label") or config.get("label_names") or ()
+    named = config.get("id2label") or config.get("label_names") or config.get("labels") or ()
     if isinstance(named, Mapping):
         named = [named[key] for key in sorted(named, key=int)]
+    if not isinstance(named, Sequence) or isinstance(named, str):
+        return ()
     names = tuple(str(name) for name in named)
     return () if all(re.fullmatch(r"LABEL_\d+", name) for name in names) else names

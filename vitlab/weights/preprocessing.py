@@ -81,31 +81,71 @@ def hugging_face(config: Mapping[str, Any], size: tuple[int, int] | None) -> str
     """That of an image processor of transformers, for its `preprocessor_config.json`.
 
     Args:
-        config: what the file says.
+        config: what the file says; older files say less, and what their class has is meant.
         size: (height, width) in pixels of other images than the file's; None: the file's own.
+
+    Returns:
+        The string; "" for what no op here does, such as a rescaling to -1 to 1 or none at all.
     """
-    wanted, crop = config.get("size", {}), config.get("crop_size")
-    wanted = {"shortest_edge": wanted} if isinstance(wanted, int) and crop else wanted
-    wanted = {"height": wanted, "width": wanted} if isinstance(wanted, int) else wanted
-    crop = {"height": crop, "width": crop} if isinstance(crop, int) else crop
-    interpolation = _NUMBERS[config.get("resample", 2)]
+    kind = config.get("image_processor_type") or config.get("feature_extractor_type", "")
+    steps = ("do_resize", "do_rescale", "do_normalize")
+    rescale = config.get("rescale_factor", 1 / 255)
+    if not all(config.get(step, True) for step in steps) or abs(rescale * 255 - 1) > 1e-3:
+        return ""
+    wanted, crop = _wanted(config, kind), _sides(config.get("crop_size", 224))
+    if not config.get("do_center_crop", "crop_size" in config):
+        crop = None
+    bicubic = kind.startswith(("Bit", "CLIP", "DeiT", "Siglip", "ConvNext"))
+    number = config.get("resample", 3 if bicubic else 2)
+    if number not in _NUMBERS:
+        return ""
+    filters = _filter(_NUMBERS[number])
     statistics = config.get("image_mean", (0.5,) * 3), config.get("image_std", (0.5,) * 3)
-    cropped = (crop["height"], crop["width"]) if crop and config.get("do_center_crop", True) else ()
     if "longest_edge" in wanted:  # DETR's: as large as fits, on a canvas that fits all
         longest = wanted["longest_edge"]
         canvas = size or (longest, longest)
         short = wanted["shortest_edge"] * max(canvas) // longest
-        steps = f"letterbox({_size(canvas)},{_filter(interpolation)},shortest={short})"
-        return _string(steps, statistics)
-    if "shortest_edge" not in wanted:
-        size = size or cropped or (wanted.get("height", 224), wanted.get("width", 224))
-        return squash(size, interpolation, statistics)
-    short = wanted["shortest_edge"]
-    if size and cropped:  # of the same proportion
-        short = math.floor(short * max(size) / max(cropped))
-    size = size or cropped or (short, short)
-    steps = f"resize_small({max(short, *size)},{_filter(interpolation)},rounding='down')"
-    return _string(f"{steps}|central_crop({_size(size)})", statistics)
+        return _string(f"letterbox({_size(canvas)},{filters},shortest={short})", statistics)
+    if "shortest_edge" in wanted:
+        short = wanted["shortest_edge"]
+        own = crop or (short, short)
+        if size:
+            short = short * max(size) // max(own)
+        size = size or own
+        resized = f"resize_small({max(short, *size)},{filters},rounding='down')"
+        return _string(f"{resized}|central_crop({_size(size)})", statistics)
+    squashed = wanted["height"], wanted["width"]
+    own = crop or squashed
+    size = size or own
+    squashed = tuple(side * new // old for side, new, old in zip(squashed, size, own, strict=True))
+    cut = f"|central_crop({_size(size)})" if squashed != tuple(size) else ""
+    return _string(f"resize({_size(squashed)},{filters}){cut}", statistics)
+
+
+def own_size(config: Mapping[str, Any]) -> tuple[int, int] | None:
+    """(height, width) of what a processor of transformers makes, where that is always the same."""
+    text = hugging_face(config, None) if config else ""
+    sizes = [dict(op.arguments) for op in Preprocess.parse(text).ops] if text else []
+    sizes = [_sides(arguments["size"]) for arguments in sizes if "size" in arguments]
+    return sizes[-1] if sizes else None
+
+
+def _wanted(config: Mapping[str, Any], kind: str) -> dict[str, int]:
+    """`size` as a dict of edges, or of height and width, which older files leave open."""
+    wanted = config.get("size", 224)
+    if isinstance(wanted, int) and "max_size" in config:
+        return {"shortest_edge": wanted, "longest_edge": config["max_size"]}
+    if isinstance(wanted, int):
+        # By the class: the whole image squeezed, or the shorter side.
+        small = kind.startswith(("Bit", "CLIP", "ConvNext"))
+        return {"shortest_edge": wanted} if small else {"height": wanted, "width": wanted}
+    return dict(wanted)
+
+
+def _sides(size: Any) -> tuple[int, int]:
+    if isinstance(size, Mapping):
+        return size["height"], size["width"]
+    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def of_timm(default: Mapping[str, Any]):
@@ -124,7 +164,9 @@ def of_hugging_face(default: Mapping[str, Any]):
 
     def preprocess(source, size):
         config = source.preprocessor
-        return hugging_face(config or default, size), bool(config)
+        text = hugging_face(config or default, size)
+        # One that is made for other images than the file's processor makes is nobody's word.
+        return text, bool(text and config) and own_size(config) in (size, None)
 
     return preprocess
 

@@ -65,6 +65,7 @@ def save(
     form = WRITTEN[format]
     flat = {name: np.asarray(array, np.float32) for name, array in names_of(variables).items()}
     module, flat = _with_stored_positions(module, flat, image_size, form)
+    classes = classes if len(classes) == getattr(module, "num_classes", None) else ()
     config = form.writes(module, {name: array.shape for name, array in flat.items()})
     arrays = _theirs(form, module, flat)
     if path.exists():

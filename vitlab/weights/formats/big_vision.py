@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+import numpy as np
 
 from vitlab.errors import InputError
 from vitlab.models.vit import ViT
@@ -29,7 +30,7 @@ def attention(theirs: str, ours: str, heads: int) -> list[Rule]:
             Rule(
                 (f"{theirs}/{part}/kernel",),
                 (f"{ours}/{part}/kernel",),
-                lambda a, _: [a[0].reshape(len(a[0]), -1)],
+                lambda a, _: [_split(a[0], 1, heads).reshape(len(a[0]), -1)],
                 lambda a: [a[0].reshape(len(a[0]), heads, -1)],
             ),
             Rule(
@@ -42,10 +43,17 @@ def attention(theirs: str, ours: str, heads: int) -> list[Rule]:
     out = Rule(
         (f"{theirs}/out/kernel",),
         (f"{ours}/out/kernel",),
-        lambda a, _: [a[0].reshape(-1, a[0].shape[-1])],
+        lambda a, _: [_split(a[0], 0, heads).reshape(-1, a[0].shape[-1])],
         lambda a: [a[0].reshape(heads, -1, a[0].shape[-1])],
     )
     return [*rules, out, *same(f"{theirs}/out/bias", f"{ours}/out/bias")]
+
+
+def _split(kernel: np.ndarray, axis: int, heads: int) -> np.ndarray:
+    """The kernel itself, which must be split into heads on an axis."""
+    if kernel.ndim != 3 or kernel.shape[axis] != heads:
+        raise ValueError(f"not of {heads} heads")
+    return kernel
 
 
 def _rules(model: ViT) -> list[Rule]:
@@ -85,6 +93,9 @@ _ERAS = (
 )
 
 
+_DEEPEST = 1000
+
+
 def _unscanned(source: Source) -> Source:
     """Blocks that are stacked, Transformer/encoderblock/..., one by one."""
     tensors, origin = {}, {}
@@ -93,8 +104,12 @@ def _unscanned(source: Source) -> Source:
         if stacked is None or not tensor.shape:
             tensors[name], origin[name] = tensor, source.origin[name]
             continue
+        if tensor.shape[0] > _DEEPEST:
+            raise InputError(f"{source.where}: {name} is of {tensor.shape[0]} blocks")
         for i in range(tensor.shape[0]):
             one = f"Transformer/encoderblock_{i}/{stacked[1]}"
+            if one in source.tensors:
+                raise InputError(f"{source.where}: {one} and {name} are the same parameter")
             tensors[one] = Tensor(
                 tensor.shape[1:], tensor.dtype, lambda tensor=tensor, i=i: tensor.read()[i]
             )

@@ -16,13 +16,16 @@ from vitlab.weights.formats.timm import IMAGENET_CROP, refuse_others
 from vitlab.weights.table import Rule, batch_norm, conv, linear, norm, same
 
 # timm's with a blur before every stride, which has no parameters.
-_OTHERS = re.compile(r"resnet(aa|blur)")
+_OTHERS = re.compile(r"resnet(aa|blur)|test_")
+_ARGUMENTS = {"num_classes", "in_chans", "drop_rate", "drop_path_rate"}
 BATCHES = {r".*\.num_batches_tracked": "counts batches"}
 
 
 def resnet_fields(source: Source) -> tuple[type[nn.Module], dict[str, Any]]:
     """Of a ResNet in torchvision's names."""
     refuse_others(source, _OTHERS)
+    for key in sorted(source.config.get("model_args", {}).keys() - _ARGUMENTS):
+        raise InputError(f"{source.where}: model_args.{key} is not known here")
     bottleneck = "layer1.0.conv3.weight" in source
     depths = tuple(source.count(f"layer{s}.{{i}}.conv1.weight") for s in range(1, 5))
     middle = "conv2" if bottleneck else "conv1"
@@ -63,6 +66,7 @@ def _resnet_preprocess(source: Source, size: tuple[int, int]) -> tuple[str, bool
 
 
 def _convnext(source: Source, stem: str, depths: tuple[int, ...], widths: tuple[int, ...], head):
+    refuse_others(source, _OTHERS)
     published = {sizes: name for name, sizes in convnext.VARIANTS.items()}
     variant = published.get((depths, widths))
     return ConvNeXt, {

@@ -18,6 +18,11 @@ def _fields(source: Source) -> tuple[type[nn.Module], dict[str, Any]]:
     config = source.config
     if config.get("dilation"):
         raise InputError(f"{source.where}: ResNet has no dilation, which this DETR (DC5) needs")
+    heads = config.get("encoder_attention_heads")
+    if config.get("decoder_attention_heads", heads) != heads:
+        raise InputError(f"{source.where}: DETR has as many heads in the encoder as in the decoder")
+    if config.get("activation_function", "relu") != "relu":
+        raise InputError(f"{source.where}: DETR has no {config['activation_function']}, only relu")
     queries, width = source.shape("query_position_embeddings.weight", 2)
     cls, backbone = resnet_fields(_below(source, _BACKBONE))
     return DETR, {
@@ -25,7 +30,7 @@ def _fields(source: Source) -> tuple[type[nn.Module], dict[str, Any]]:
         "num_classes": source.shape("class_labels_classifier.weight", 2)[0],
         "num_queries": queries,
         "width": width,
-        "num_heads": config.get("encoder_attention_heads") or (8 if width == 256 else None),
+        "num_heads": heads or (8 if width == 256 else None),
         "mlp_dim": source.shape("encoder.layers.0.fc1.weight", 2)[0],
         "encoder_layers": source.count("encoder.layers.{i}.fc1.weight"),
         "decoder_layers": source.count("decoder.layers.{i}.fc1.weight"),

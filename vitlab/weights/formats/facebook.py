@@ -48,9 +48,12 @@ def _mae_fields(source: Source) -> tuple[type[nn.Module], dict[str, Any]]:
     _, fields = vit_fields(source)
     grid = source.grid_of(source.shape("pos_embed", 3)[1] - 1)
     fixed = has_fixed_positions(source, "pos_embed", grid)
-    fields["pos_embed"] = "sincos2d_mae" if fixed else "learned"
     if "decoder_embed.weight" not in source:
-        return ViT, fields
+        # On another grid the source interpolates its table, instead of computing it anew.
+        size = (grid[0] * fields["patch_size"], grid[1] * fields["patch_size"])
+        fixed = fixed and source.wanted in (None, size)
+        return ViT, {**fields, "pos_embed": "sincos2d_mae" if fixed else "learned"}
+    fields["pos_embed"] = "sincos2d_mae" if fixed else "learned"
     fixed_decoder_positions(source, "decoder_pos_embed", grid)
     width = source.shape("decoder_embed.weight", 2)[0]
     del fields["num_classes"]
@@ -134,19 +137,16 @@ def _dinov2_preprocess(source: Source, size: tuple[int, int]) -> tuple[str, bool
 
 def _dinov3_fields(source: Source) -> tuple[type[nn.Module], dict[str, Any]]:
     _, fields = vit_fields(source)
-    periods = source.read("rope_embed.periods").astype(np.float64)
-    # theta^(i / n) for i < n, of which the last tells theta best.
-    theta = periods[-1] ** (len(periods) / (len(periods) - 1)) if len(periods) > 1 else 100.0
-    theta = float(f"{theta:.2g}")
-    expected = theta ** (np.arange(len(periods)) / len(periods))
-    if np.abs(periods / expected - 1).max() > 0.01:
-        raise InputError(f"{source.where}: rope_embed.periods are not powers of one base")
+    periods = source.read("rope_embed.periods").astype(np.float64).reshape(-1)
+    # Its published models have 100, some files what bfloat16 made of its powers.
+    powers = 100.0 ** (np.arange(len(periods)) / len(periods))
+    rounded = np.abs(periods / powers - 1).max() > 1e-6
     masked = "blocks.0.attn.qkv.bias_mask" in source
     return ViT, {
         **fields,
         "num_heads": dinov3_heads(fields["width"]),
         "pos_embed": "rope",
-        "rope_theta": theta,
+        "rope_periods": tuple(periods.tolist()) if rounded else None,
         "qkv_bias": "qv" if masked else fields["qkv_bias"],
         "norm_eps": 1e-5,
     }
@@ -184,6 +184,8 @@ def _dinov3_preprocess(source: Source, size: tuple[int, int]) -> tuple[str, bool
 
 def _is_mae(source: Source) -> bool:
     """Whether a ViT is MAE's: its positions are the fixed ones, or its fine-tuning wrote it."""
+    if "architecture" in source.config:  # timm's
+        return False
     if "fc_norm.weight" in source and source.part == "model":
         return True
     grid = source.possible_grid(source.shape("pos_embed", 3)[1] - 1)
@@ -194,7 +196,7 @@ _DINO_UNUSED = {
     r"mask_token": "of the pretraining",
     r"(dino_head|ibot_head|dino_loss|ibot_patch_loss|gram_backbone)\..*": "of the pretraining",
     r"local_cls_norm\..*": "for small crops in the pretraining",
-    r"rope_embed\.periods": "known from their base",
+    r"rope_embed\.periods": "a setting of the model",
 }
 
 MAE_FORMAT = Format(

@@ -26,6 +26,7 @@ class Source:
         config: what `config.json` beside it says; {} where there is none.
         preprocessor: the same of `preprocessor_config.json`.
         grid: rows and columns of the position table, where the caller knows better.
+        wanted: (height, width) in pixels that the caller wants; None: what the file is for.
         part: of a `.pth` that holds several things, the one that this is, such as "model".
         licence: as the file or its card says; "" where neither does.
     """
@@ -36,6 +37,7 @@ class Source:
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     preprocessor: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     grid: tuple[int, int] | None = None
+    wanted: tuple[int, int] | None = None
     part: str = ""
     licence: str = ""
 
@@ -104,7 +106,7 @@ class Source:
         """The grid of so many patches that the caller or else config.json speaks of."""
         if self.grid is not None:
             return self.grid if math.prod(self.grid) == cells else None
-        for height, width in self._sizes() if cells > 0 else ():
+        for height, width in self.sizes() if cells > 0 else ():
             patch = max(1, math.isqrt(height * width // cells))
             if (height // patch) * (width // patch) == cells:
                 return height // patch, width // patch
@@ -114,9 +116,9 @@ class Source:
         side = math.isqrt(max(cells, 0))
         return (side, side) if self.grid is None and side * side == cells > 0 else None
 
-    def _sizes(self) -> list[tuple[int, int]]:
+    def sizes(self) -> list[tuple[int, int]]:
         """Heights and widths of images that config.json speaks of."""
-        config = self.config
+        config = self.config.get("vision_config", self.config)
         named = [
             config.get("model_args", {}).get("img_size"),
             config.get("pretrained_cfg", {}).get("input_size", [None])[1:],
@@ -174,11 +176,14 @@ class Format:
         """The source under the names of this format's table, if it has this format; `named` where
         the caller says so."""
         for prefix in self.prefixes:
-            origin = {}
+            origin: dict[str, tuple[str, str]] = {}
+            twice = ""
             for name, full in source.origin.items():
                 short = name.removeprefix(prefix)
                 for pattern, replacement in self.aliases:
                     short = re.sub(pattern, replacement, short)
+                if short in origin:
+                    twice = f"{full} and {origin[short][1]}"
                 origin[short] = name, full
             tensors = {short: source.tensors[name] for short, (name, _) in origin.items()}
             origin = {short: full for short, (_, full) in origin.items()}
@@ -187,6 +192,8 @@ class Format:
             known = all(name in seen for name in self.signs)
             known = known and not any(name in seen for name in self.absent)
             if known and (named or self.accepts(seen)):
+                if twice:
+                    raise InputError(f"{source.where}: {twice} are the same parameter")
                 return seen
         return None
 

@@ -4,6 +4,7 @@ ViT, DeiT, DeiT III, SigLIP's towers and what else is `timm.models.vision_transf
 which is `timm.models.eva` there.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,7 +23,17 @@ QKV = ("query", "key", "value")
 BLOCK = "encoder/block_{i}"
 # Architectures with the names and shapes of another, and other computations: QuickGELU, norms after
 # each branch, rotary positions beside the learned ones.
-_OTHERS = re.compile(r".*(quickgelu|_rpn_|_rope_)|vit_pe_")
+_OTHERS = re.compile(r".*(quickgelu|_rpn_|_rope_)|vit_pe_|test_")
+# Arguments of timm's ViT that are read here, that shapes tell, or that change no output.
+_ARGUMENTS = {
+    "act_layer", "class_token", "depth", "dynamic_img_size", "embed_dim", "fc_norm", "global_pool",
+    "img_size", "in_chans", "init_values", "mlp_ratio", "no_embed_class", "num_classes",
+    "num_heads", "patch_size", "pre_norm", "qk_norm", "qkv_bias", "reg_tokens", "drop_rate",
+    "drop_path_rate", "attn_drop_rate", "proj_drop_rate", "pos_drop_rate", "patch_drop_rate",
+    # Of timm.models.eva.
+    "num_reg_tokens", "rope_type", "rope_temperature", "rope_rotate_half", "swiglu_mlp",
+    "swiglu_align_to", "use_rot_pos_emb", "use_abs_pos_emb", "use_fc_norm",
+}  # fmt: skip
 # The only architectures of timm with the tanh form, whatever others were trained with.
 _TANH = re.compile(
     r"vit_(base_patch32|so400m_patch16|giantopt_patch16)_siglip_|vit_large_patch16_siglip_(gap_)?512"
@@ -100,9 +111,9 @@ def vit_fields(source: Source) -> tuple[type[nn.Module], dict[str, Any]]:
     architecture = source.config.get("architecture", "")
     arguments = source.config.get("model_args", {})
     refuse_others(source, _OTHERS)
-    for key, value in (("act_layer", "quick_gelu"), ("pool_include_prefix", True)):
-        if arguments.get(key) == value:
-            raise InputError(f"{source.where}: ViT has no {key}={value!r}")
+    for key in sorted(arguments.keys() - _ARGUMENTS):
+        raise InputError(f"{source.where}: model_args.{key} is not known here")
+    clip = "_clip_" in architecture or (not architecture and "norm_pre.weight" in source)
     activation = arguments.get("act_layer", "gelu_tanh" if _TANH.match(architecture) else "gelu")
     inner = source.shape("blocks.0.mlp.fc2.weight", 2)[1]
     packed = "blocks.0.mlp.fc1.weight" in source
@@ -126,7 +137,7 @@ def vit_fields(source: Source) -> tuple[type[nn.Module], dict[str, Any]]:
         "layer_scale": 1e-5 if "blocks.0.ls1.gamma" in source else None,
         "pre_norm": "norm_pre.weight" in source,
         "norm_after_pool": "fc_norm.weight" in source,
-        "norm_eps": 1e-5 if "norm_pre.weight" in source else 1e-6,  # CLIP's
+        "norm_eps": 1e-5 if clip else 1e-6,
     }
 
 
@@ -192,8 +203,8 @@ def config_of(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[s
     """
     if not isinstance(model, ViT) or model.stem != "patch" or model.rep_size:
         raise InputError("timm's format is for a ViT with stem='patch' and no rep_size")
-    if model.pos_embed == "rope" or model.qkv_bias == "qv":
-        raise InputError("timm's ViT has no rotary positions and none with qkv_bias='qv'")
+    if model.pos_embed in ("rope", "none") or model.qkv_bias == "qv":
+        raise InputError("timm's ViT has learned positions, and none with qkv_bias='qv'")
     names = {ours: theirs for theirs, ours in POOLS.items()}
     rows, columns = shapes["position_embedding/table"][:2]
     size = [rows * model.patch_size, columns * model.patch_size]
@@ -203,7 +214,7 @@ def config_of(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[s
         "embed_dim": model.width,
         "depth": model.depth,
         "num_heads": model.num_heads,
-        "mlp_ratio": model.mlp_dim * (2 if model.mlp == "swiglu" else 1) / model.width,
+        "mlp_ratio": _ratio(model.mlp_dim * (2 if model.mlp == "swiglu" else 1), model.width),
         "global_pool": names[model.pool],
         "class_token": model.class_token,
         "no_embed_class": not (model.class_token and model.class_position),
@@ -219,6 +230,8 @@ def config_of(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[s
     sizes = {"Ti": "tiny", "S": "small", "B": "base", "L": "large"}
     named = [sizes[n] for n, s in VARIANTS.items() if n in sizes and s[0] == model.width]
     architecture = f"vit_{(named or ['base'])[0]}_patch16_224"
+    if model.norm_eps == 1e-5:
+        architecture = "vit_base_patch16_clip_224"
     if model.mlp == "swiglu":  # a class, which json cannot name: that of an architecture with one
         architecture = "vit_giant_patch14_dinov2"
     return {
@@ -235,6 +248,14 @@ def config_of(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[s
             "classifier": "head",
         },
     }
+
+
+def _ratio(wanted: int, width: int) -> float:
+    """What gives the number back when timm multiplies and rounds down."""
+    ratio = wanted / width
+    while int(width * ratio) < wanted:
+        ratio = math.nextafter(ratio, math.inf)
+    return ratio
 
 
 def _described(config: dict, preprocessing_string: str, classes: Sequence[str]) -> dict[str, Any]:
@@ -300,7 +321,7 @@ TIMM = Format(
     title="timm ViT, DeiT, DeiT III",
     signs=("patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "pos_embed"),
     absent=("mask_token", "dist_token", "rope_embed.periods"),
-    prefixes=("", "module.", "visual.trunk."),
+    prefixes=("", "module."),
     aliases=_GAMMAS,
     fields=vit_fields,
     rules=vit_rules,
