@@ -100,7 +100,7 @@ OVERRIDES = {
     "eomt_vit_s16_coco_panoptic": {**TINY_EOMT, "model.num_queries": 100, "data.workers": 0},
 }
 # A few among the quick tests, the others among the slow ones.
-QUICK = ("quickstart", "vit_fashion_mnist")
+QUICK = ("quickstart",)
 CONFIGS = [
     pytest.param(path.stem, marks=[] if path.stem in QUICK else pytest.mark.slow)
     for path in sorted((ROOT / "configs").glob("*.py"))

@@ -234,6 +234,7 @@ def test_a_run_that_cannot_fit_is_told_what_would(tmp_path, capsys, monkeypatch)
     assert not (workdir / "metrics.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_pmap_trains_evaluates_and_resumes_alike(unbroken, tmp_path):
     workdir = tmp_path / "pmap"
     settings = dict(parallelism__mode="pmap", checkpoint__keep=9)
@@ -315,6 +316,7 @@ def test_early_stopping_waits_for_its_patience(tmp_path, capsys):
     assert checkpoints.list_checkpoints(workdir / "checkpoints")[-1].step == 4
 
 
+@pytest.mark.slow
 def test_changed_data_are_not_resumed_on(tmp_path, capsys):
     """A class renamed, or a file deleted, between two starts of the same command."""
     rng = np.random.default_rng(0)

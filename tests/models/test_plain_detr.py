@@ -130,6 +130,7 @@ def test_without_a_learned_move_the_boxes_stay_where_they_were_proposed(images):
     assert chosen <= proposed
 
 
+@pytest.mark.slow
 def test_queries_begin_at_the_surest_proposals(images):
     model = detector(refine=False)
     variables = drawn(model, images)

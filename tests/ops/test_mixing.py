@@ -141,6 +141,7 @@ def test_an_alpha_of_zero_leaves_its_method_out(markers):
     assert (weights < 1).mean() > 0.8
 
 
+@pytest.mark.slow
 def test_devices_that_share_a_batch_mix_it_as_one(batch):
     images, targets = batch
     key = batch_key(0, "mix", 1)

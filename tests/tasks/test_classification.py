@@ -87,6 +87,7 @@ def test_augmentation_off_is_the_normalized_image(task):
     np.testing.assert_array_equal(out["target"].argmax(1), rows["label"])
 
 
+@pytest.mark.slow
 def test_every_augmentation_changes_training_images():
     rows = {**batch(), "image": jnp.asarray(RNG.integers(0, 256, (6, 8, 8, 3)), jnp.uint8)}
     plain = np.asarray(rows["image"] / 255.0)

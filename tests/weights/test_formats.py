@@ -73,10 +73,8 @@ def outputs(loaded, arrays, images):
     """Every stage by name, and what the model gives as `output`."""
     extra = [arrays[key] for key in ("noise", "content") if key in arrays]
     arguments = [loaded.variables, jnp.asarray(images), *map(jnp.asarray, extra)]
-    # A tiny ViT is done before it would be compiled.
-    apply = loaded.module.apply if isinstance(loaded.module, ViT) else jax.jit(loaded.module.apply)
     with jax.default_matmul_precision("highest"):
-        output, stages = apply(*arguments)
+        output, stages = jax.jit(loaded.module.apply)(*arguments)
     stages = dict(stages)
     if isinstance(loaded.module, DETR):
         return stages | output._asdict() | {"memory": _rows(stages["memory"])}
@@ -119,7 +117,13 @@ def test_files_give_the_reference_s_outputs(tmp_path, name):
     compare(name, loaded, arrays)
 
 
-@pytest.mark.parametrize("name", LARGE)
+# One of each way to interpolate in every run, all of them in the longer ones.
+QUICK = {"weights_timm_deit3", "weights_dinov2", "weights_hf_vit", "weights_big_vision_cls"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in LARGE]
+)
 def test_positions_are_resized_as_the_source_does(tmp_path, name):
     form, npz, hints = CASES[name]
     arrays = arrays_of(name)

@@ -167,16 +167,11 @@ def test_what_a_file_says_of_itself(tmp_path):
     assert loaded.preprocessing == 'decode|resize(24,"bicubic",True)|value_range(-1,1)'
 
 
-def test_variables_stay_what_they_are(deit):
+def test_variables_stay_what_they_are(tmp_path):
     """A model that is applied to numpy's arrays has no way to change them."""
-    _, write = deit
-    loaded = load(write())
-    images = np.zeros((1, 16, 24, 3), np.float32)
-    one, other = (np.asarray(loaded.module.apply(loaded.variables, images)[0]) for _ in range(2))
-    np.testing.assert_array_equal(one, other)
-    again = load(ref.write(write().parent / "b", ref.reference("weights_hf_vit")))
+    loaded = load(ref.write(tmp_path / "a", ref.reference("weights_hf_vit")))
     images = np.zeros((1, 24, 24, 3), np.float32)
-    one, other = (np.asarray(again.module.apply(again.variables, images)[0]) for _ in range(2))
+    one, other = (np.asarray(loaded.module.apply(loaded.variables, images)[0]) for _ in range(2))
     np.testing.assert_array_equal(one, other)
     with pytest.raises(ValueError, match="read-only"):
         loaded.variables["params"]["cls"][:] = 0
