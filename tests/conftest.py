@@ -13,3 +13,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 os.environ["JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES"] = "none"
 os.environ["JAX_PLATFORMS"] = "cpu"
+
+
+def pytest_collection_modifyitems(items):
+    """The files of whole runs first: what is short fills the time until the last is done."""
+    items.sort(key=lambda item: item.path.parent.name != "tests")

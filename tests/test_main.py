@@ -157,7 +157,9 @@ def killed(workdir, what, when, **overrides):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("what", "when"), [("write", 6), ("step", 6)])
+@pytest.mark.parametrize(
+    ("what", "when"), [pytest.param("write", 6, marks=pytest.mark.slow), ("step", 6)]
+)
 def test_a_killed_run_ends_with_the_same_bits(unbroken, tmp_path, what, when):
     """SIGKILL in the middle of writing the checkpoint of step 6, and in the middle of a step."""
     workdir = tmp_path / "killed"

@@ -120,6 +120,7 @@ def test_evaluate_looks_at_the_average_where_the_run_did(tmp_path):
     assert again == pytest.approx(metrics, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_evaluate_measures_again_and_judges_features(mae, capsys):
     result = json.loads((mae / "result.json").read_text())
     assert vitlab(["evaluate", str(mae)]) == 0

@@ -14,7 +14,7 @@ from vitlab.errors import InputError
 from vitlab.main import main
 from vitlab.training.setup import Setup
 from vitlab.weights import load
-from vitlab.weights.loading import names_of
+from vitlab.weights.filling import names_of
 
 ROOT = pathlib.Path(__file__).parents[1]
 PIXELS = "decode|resize(24)|value_range(-1,1)"

@@ -31,8 +31,9 @@ import timm  # noqa: E402
 from vitlab.errors import InputError  # noqa: E402
 from vitlab.weights import load  # noqa: E402
 from vitlab.weights.files import Tensor  # noqa: E402
+from vitlab.weights.filling import fill  # noqa: E402
 from vitlab.weights.formats import Source, recognise  # noqa: E402
-from vitlab.weights.loading import _filled, _grid, _module, _size  # noqa: E402
+from vitlab.weights.loading import _grid, _module, _size  # noqa: E402
 from vitlab.weights.table import match  # noqa: E402
 
 FAMILIES = ["vit_*", "deit*", "resnet*", "convnext*", "*dinov3*"]
@@ -70,7 +71,7 @@ def understood(model):
     module = _module(where, *form.fields(source), {})
     matches = match(form.rules(module), tuple(source.tensors))
     grid = _grid(source, matches)
-    _filled(form, source, matches, grid, module, module, _size(source, module, grid))
+    fill(form, source, matches, grid, module, module, _size(source, module, grid))
     if not hasattr(model, "blocks"):
         return form.name, []
     block = model.blocks[0]

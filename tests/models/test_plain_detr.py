@@ -94,6 +94,7 @@ def test_the_copy_of_an_object_that_is_not_there_is_seen_by_none(images, targets
     np.testing.assert_allclose(denoised(targets.boxes), denoised(other), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_noisy_copies_lie_as_far_off_as_they_should(targets):
     model = detector(label_noise=0.5, denoising=4)
     one = jax.tree.map(lambda x: x[0], targets)

@@ -88,6 +88,7 @@ def test_accumulation_is_refused_where_examples_see_each_other():
         jax.eval_shape(step, jax.eval_shape(lambda: make_state(task, optimizer)), make_batch())
 
 
+@pytest.mark.slow
 def test_the_average_follows_its_recursion(mixed):
     history = run(mixed, steps=2, ema_decay=0.75)
     expected = history[0].params

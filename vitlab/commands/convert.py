@@ -117,7 +117,8 @@ def _read(name: str, hints: dict[str, Any]) -> Any:
 def _of_run(name: str) -> Any:
     from vitlab.data.preprocess import Preprocess
     from vitlab.training.trained import load_trained
-    from vitlab.weights.loading import Loaded, LoadReport, names_of
+    from vitlab.weights.filling import LoadReport, names_of
+    from vitlab.weights.loading import Loaded
 
     trained = load_trained(name)
     module, variables = trained.task.model, trained.ema or trained.variables

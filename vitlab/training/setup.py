@@ -25,7 +25,7 @@ from vitlab.training.optimizer import frozen_parameters, make_optimizer
 from vitlab.training.schedules import make_schedule
 from vitlab.training.step import TrainState, make_train_step, normalizer
 from vitlab.weights import transfer
-from vitlab.weights.loading import names_of, nested
+from vitlab.weights.filling import names_of, nested
 
 # XLA's options that make a program on a GPU repeat to the bit.
 DETERMINISTIC = {"xla_gpu_deterministic_ops": True}

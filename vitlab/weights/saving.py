@@ -15,8 +15,9 @@ import safetensors.numpy
 from vitlab.errors import InputError
 from vitlab.models.vit import ViT
 from vitlab.ops.positions import sincos_2d
+from vitlab.weights.filling import TABLE, names_of
 from vitlab.weights.formats import FORMATS, Format
-from vitlab.weights.loading import TABLE, load, names_of
+from vitlab.weights.loading import load
 from vitlab.weights.table import match
 
 WRITTEN = {form.name: form for form in FORMATS if form.writes}

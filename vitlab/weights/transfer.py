@@ -17,8 +17,9 @@ from vitlab.models.build import model_settings
 from vitlab.models.detr import DETR
 from vitlab.models.mae import MAE
 from vitlab.ops.positions import resize_position_embedding
+from vitlab.weights.filling import names_of
 from vitlab.weights.hub import is_published
-from vitlab.weights.loading import load, names_of
+from vitlab.weights.loading import load
 
 
 @dataclasses.dataclass(frozen=True)

@@ -207,10 +207,7 @@ MAE_FORMAT = Format(
     fields=_mae_fields,
     rules=_mae_rules,
     preprocess=_mae_preprocess,
-    unused={
-        "decoder_pos_embed": "fixed sines and cosines",
-        "pos_embed": "fixed sines and cosines",
-    },
+    unused={"decoder_pos_embed": "fixed sines and cosines"},
     resize=lambda source: PLAIN_BICUBIC,
 )
 
@@ -225,7 +222,6 @@ MAE_VIT = Format(
     fields=_mae_fields,
     rules=_mae_rules,
     preprocess=_mae_preprocess,
-    unused={"pos_embed": "fixed sines and cosines"},
     resize=lambda source: PLAIN_BICUBIC,
 )
 

@@ -40,10 +40,9 @@ def vit_block(theirs: str, ours: str) -> list[Rule]:
 
 
 def _vit_rules(model: ViT) -> list[Rule]:
-    learned = model.pos_embed == "learned"
     return [
         *same("embeddings.cls_token", "cls"),
-        *(positions("embeddings.position_embeddings", True) if learned else ()),
+        *positions("embeddings.position_embeddings", True),
         *conv("embeddings.patch_embeddings.projection", "patch_embedding"),
         *vit_block("encoder.layer.{i}", BLOCK),
         *norm("layernorm", "norm"),
@@ -269,7 +268,6 @@ HF_MAE = Format(
     rules=_mae_rules,
     preprocess=preprocessing.of_hugging_face({**SQUARE, **IMAGENET}),
     unused={
-        r"embeddings\.position_embeddings": "fixed sines and cosines",
         r"decoder\.decoder_pos_embed": "fixed sines and cosines",
     },
     resize=lambda source: PLAIN_BICUBIC,

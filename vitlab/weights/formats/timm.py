@@ -73,10 +73,10 @@ def mlp(kind: str) -> list[Rule]:
 
 def vit_rules(model: ViT) -> list[Rule]:
     """The table of a ViT."""
-    token, learned = model.class_token and model.class_position, model.pos_embed == "learned"
+    token = model.class_token and model.class_position
     return [
         *same("cls_token", "cls"),
-        *(positions("pos_embed", token, model.num_registers if token else 0) if learned else ()),
+        *positions("pos_embed", token, model.num_registers if token else 0),
         *same("reg_token", "registers"),
         *conv("patch_embed.proj", "patch_embedding"),
         *norm("norm_pre", "norm_pre"),
