@@ -71,7 +71,9 @@ def understood(model):
     module = _module(where, *form.fields(source), {})
     matches = match(form.rules(module), tuple(source.tensors))
     grid = _grid(source, matches)
-    fill(form, source, matches, grid, module, module, _size(source, module, grid))
+    patch = getattr(module, "patch_size", 1)
+    size = tuple(side // patch * patch for side in _size(source, module, grid))
+    fill(form, source, matches, grid, module, module, size)
     if not hasattr(model, "blocks"):
         return form.name, []
     block = model.blocks[0]

@@ -103,7 +103,7 @@ def fill(
                 problems.append(f"{names[0]} is {array.shape}, and {name} needs {want}")
             if name in flat:
                 problems.append(f"{names[0]} is there under another name too")
-            flat[name] = np.array(array, np.float32)  # a copy: of the file's alone
+            flat[name] = np.asarray(array, np.float32)
         used += names
     for name in left:
         why = [why for pattern, why in form.unused.items() if re.fullmatch(pattern, name)]
