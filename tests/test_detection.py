@@ -76,6 +76,7 @@ def detector(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_a_directory_has_metrics_pictures_and_detections(detector):
     metrics = json.loads((detector / "result.json").read_text())["metrics"]
     assert {"test/AP", "test/AP50", "test/AP75", "test/VOC_AP", "test/VOC07_AP"} <= set(metrics)
@@ -86,6 +87,7 @@ def test_a_directory_has_metrics_pictures_and_detections(detector):
     assert {row["category_id"] for row in found} <= set(range(1, 11))
 
 
+@pytest.mark.slow
 def test_a_directory_can_be_measured_again(detector):
     before = json.loads((detector / "result.json").read_text())["metrics"]
     assert vitlab(["evaluate", str(detector)]) == 0
@@ -93,6 +95,7 @@ def test_a_directory_can_be_measured_again(detector):
     assert again == pytest.approx(before)
 
 
+@pytest.mark.slow
 def test_a_directory_can_be_measured_on_other_data_of_the_same_classes(detector):
     assert vitlab(["evaluate", str(detector), "--split", "train[:4]", "--batch_size", "2"]) == 0
     result = json.loads((detector / "evaluate/result.json").read_text())
@@ -101,6 +104,7 @@ def test_a_directory_can_be_measured_on_other_data_of_the_same_classes(detector)
     assert len({row["image_id"] for row in found}) == 4
 
 
+@pytest.mark.slow
 def test_boxes_are_no_labels(detector, capsys):
     assert vitlab(["evaluate", str(detector), "knn", "--train_split", "train"]) == 2
     said = "protocols judge features with labels; the source has none"
