@@ -13,7 +13,7 @@ from vitlab import config as config_lib
 from vitlab.errors import InputError
 from vitlab.main import main
 from vitlab.training.setup import Setup
-from vitlab.weights import load
+from vitlab.weights import load, transfer
 from vitlab.weights.filling import names_of
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -143,6 +143,11 @@ def test_what_does_not_fit_is_one_line(photos, published, model, more, match):
     with pytest.raises(InputError, match=match) as error:
         started(f"image_folder.py:path={photos}", settings)
     assert "\n" not in str(error.value)
+
+
+def test_hints_are_for_published_weights(tmp_path):
+    with pytest.raises(InputError, match="init_hints.num_heads is for published weights, and runs"):
+        transfer.read("runs/mae", {"image_size": (8, 8), "num_heads": 3})
 
 
 def test_through_main(photos, published, tmp_path, capsys):

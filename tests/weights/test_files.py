@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from tests.weights.bad_files import refused
 from vitlab.errors import InputError
 from vitlab.weights.files import open_file
 
@@ -37,20 +38,6 @@ def assert_holds(tensors, expected):
         read = tensors[name].read()
         assert (read.shape, read.dtype) == (array.shape, array.dtype)
         np.testing.assert_array_equal(read, array)
-
-
-def refused(message, path, read=None):
-    """That opening the file, or else reading of it, fails so, in one line and little memory."""
-    tracemalloc.start()
-    try:
-        with pytest.raises(InputError) as caught:
-            open_file(path)[0][read].read()
-        assert tracemalloc.get_traced_memory()[1] < 50e6
-    finally:
-        tracemalloc.stop()
-    assert message in str(caught.value)
-    assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 # --- What is no weight file

@@ -1,6 +1,7 @@
 """Published files against the reference implementations that made them."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -131,6 +132,24 @@ def test_positions_are_resized_as_the_source_does(tmp_path, name):
     loaded = load(path, **hints, image_size=arrays["images_large"].shape[1:3])
     assert len(loaded.report.resized) == ("dinov3" not in name)
     compare(name, loaded, arrays, "_large")
+
+
+def test_convnext_in_its_authors_names_is_the_same(tmp_path):
+    names = [
+        ("stem.", "downsample_layers.0."), (".blocks.", "."), (".conv_dw.", ".dwconv."),
+        (".mlp.fc1.", ".pwconv1."), (".mlp.fc2.", ".pwconv2."), ("head.norm.", "norm."),
+        ("head.fc.", "head."),
+    ]  # fmt: skip
+    arrays = arrays_of("convnext")
+    renamed = {k: v for k, v in arrays.items() if not k.startswith("params/")}
+    for name, array in ref.params(arrays).items():
+        name = re.sub(r"stages\.(\d)\.downsample\.", r"downsample_layers.\1.", name)
+        for old, new in names:
+            name = name.replace(old, new)
+        renamed[f"params/{name}"] = array
+    loaded = load(ref.write(tmp_path / "a", renamed))
+    assert loaded.format == "convnext"
+    compare("convnext", loaded, arrays)
 
 
 @pytest.mark.parametrize("name", MEMORY)

@@ -9,7 +9,8 @@ import safetensors.numpy
 from tests.weights import reference as ref
 from vitlab.errors import InputError
 from vitlab.models.vit import ViT
-from vitlab.weights import load
+from vitlab.weights import load, loading
+from vitlab.weights.files import open_file
 
 DEIT = "weights_timm_deit3"
 
@@ -126,6 +127,17 @@ def test_parts_of_files(tmp_path):
     assert len(whole.report.unused) == 24
     assert part.report.unused == {}
     refused("has no part 'image'", f"{path}:image", grid=(2, 3))
+
+
+def test_what_mae_s_fine_tuning_writes_is_known_by_its_part(tmp_path, monkeypatch):
+    """The model below "model", as in its .pth; the names alone are timm's."""
+    path = ref.write(tmp_path / "a", ref.reference("weights_mae_finetune"))
+    flat, _ = open_file(path)
+    nested = {"model": flat, "optimizer": {"state": flat}}
+    assert load(path, num_heads=3).format == "timm"
+    monkeypatch.setattr(loading, "open_file", lambda path: (nested, {}))
+    assert load(path, num_heads=3).format == "mae-vit"
+    refused("has no part 'ema': model, optimizer", path, part="ema")
 
 
 def test_weights_in_several_files(tmp_path):

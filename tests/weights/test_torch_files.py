@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from tests.weights.bad_files import refused
 from vitlab.errors import InputError
 from vitlab.weights import torch_files, torch_program
 from vitlab.weights.files import open_file
@@ -35,20 +36,6 @@ MODEL = {
     "complex": (NUMBERS[:3] * (1 - 1j)).astype(np.complex64),
     "empty": np.zeros((0, 4), np.float32),
 }
-
-
-def refused(message, path, read="w"):
-    """That opening the file, or else reading of it, fails so, in one line and little memory."""
-    tracemalloc.start()
-    try:
-        with pytest.raises(InputError) as caught:
-            open_file(path)[0][read].read()
-        assert tracemalloc.get_traced_memory()[1] < 50e6
-    finally:
-        tracemalloc.stop()
-    assert message in str(caught.value)
-    assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("form", ["zip", "legacy"])

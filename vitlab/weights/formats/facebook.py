@@ -24,7 +24,7 @@ from vitlab.weights.formats.timm import (
     vit_fields,
     vit_rules,
 )
-from vitlab.weights.table import Rule, below, conv, fused, linear, norm, positions, same
+from vitlab.weights.table import Rule, below, conv, flat, fused, linear, norm, positions, same
 
 
 def has_fixed_positions(source: Source, name: str, grid: tuple[int, int]) -> bool:
@@ -74,12 +74,7 @@ def _mae_rules(model: nn.Module) -> list[Rule]:
     return [
         *below("backbone", vit_rules(model.backbone)),
         *linear("decoder_embed", "decoder_embed"),
-        Rule(
-            ("mask_token",),
-            ("mask_token",),
-            lambda a, _: [a[0].reshape(-1)],
-            lambda a: [a[0].reshape(1, 1, -1)],
-        ),
+        *flat("mask_token", "mask_token", 2),
         *norm(f"{theirs}.norm1", f"{name}/norm1"),
         *fused(f"{theirs}.attn.qkv.", f"{name}/attention", QKV),
         *linear(f"{theirs}.attn.proj", f"{name}/attention/out"),
@@ -131,8 +126,8 @@ def _dinov2_resize(source: Source) -> dict[str, Any]:
 
 
 def _dinov2_preprocess(source: Source, size: tuple[int, int]) -> tuple[str, bool]:
-    # 224 of 256 pixels, whatever the positions were trained for.
-    return preprocessing.torchvision(size, round(max(size) * 256 / 224)), True
+    # Its evaluations take 224 of 256 pixels, whatever the positions were trained for.
+    return preprocessing.torchvision(size, round(max(size) * 256 / 224)), size == (224, 224)
 
 
 def _dinov3_fields(source: Source) -> tuple[type[nn.Module], dict[str, Any]]:
