@@ -98,6 +98,17 @@ def test_positions_that_are_computed_are_written_out(tmp_path):
     np.testing.assert_allclose(theirs, ours, atol=1e-6)
 
 
+def test_images_of_one_channel(tmp_path):
+    loaded = load(ref.write(tmp_path / "a", ref.reference("weights_hf_vit")))
+    params = dict(loaded.variables["params"])
+    patch = params["patch_embedding"]
+    params["patch_embedding"] = {**patch, "kernel": patch["kernel"][:, :, :1]}
+    for form in ("timm", "hf-vit"):
+        saved = save(tmp_path / form, loaded.module, {"params": params}, form, (24, 24))
+        kernel = load(saved.path).variables["params"]["patch_embedding"]["kernel"]
+        np.testing.assert_array_equal(kernel, patch["kernel"][:, :, :1])
+
+
 def test_json_files_beside_the_weights(tmp_path):
     loaded = load(ref.write(tmp_path / "a", ref.reference("weights_hf_vit")))
     classes = [f"kind {i}" for i in range(7)]

@@ -62,11 +62,14 @@ def fill(
     size: tuple[int, int],
 ) -> tuple[dict[str, np.ndarray], LoadReport]:
     """The variables of `module` by name, out of a file that holds `stored`."""
+    channels = _channels(source, matches)
     try:
-        expected = shapes_of(module, size)
+        expected = shapes_of(module, size, channels)
     except InputError as e:
         raise InputError(f"{source.where}: {e}") from e
-    other_classes = [] if module is stored else _differing(expected, shapes_of(stored, size))
+    other_classes = []
+    if module is not stored:
+        other_classes = _differing(expected, shapes_of(stored, size, channels))
     flat: dict[str, np.ndarray] = {}
     used, resized, problems = [], [], []
     left = dict.fromkeys(source.tensors)
@@ -140,11 +143,22 @@ def _resized(table: np.ndarray, grid: tuple[int, int], how: Mapping[str, Any]) -
     return np.asarray(resized).reshape(*grid, width)
 
 
-def shapes_of(module: nn.Module, image_size: tuple[int, int]) -> dict[str, jax.ShapeDtypeStruct]:
+def _channels(source: Source, matches: Sequence[Match]) -> int:
+    """Of the images: what the first convolution takes; 3 where none is to be seen."""
+    for each in matches:
+        if each.ours[0].endswith(("patch_embedding/kernel", "stem_conv/kernel")):
+            kernel = np.broadcast_to(np.float32(0), source.shape(each.theirs[0], 4))
+            return each.rule.load([kernel], None)[0].shape[2]
+    return 3
+
+
+def shapes_of(
+    module: nn.Module, image_size: tuple[int, int], channels: int = 3
+) -> dict[str, jax.ShapeDtypeStruct]:
     """Names and shapes of a model's variables, for images of (height, width) in pixels."""
 
     def init():
-        images = jnp.zeros((1, *image_size, 3))
+        images = jnp.zeros((1, *image_size, channels))
         arguments = [images]
         if isinstance(module, MAE):
             patch = module.backbone.patch_size

@@ -107,7 +107,7 @@ def _vit_config(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict
         "layer_norm_eps": model.norm_eps,
         "image_size": rows * model.patch_size,
         "patch_size": model.patch_size,
-        "num_channels": 3,
+        "num_channels": shapes["patch_embedding/kernel"][2],
         "qkv_bias": model.qkv_bias == "qkv",
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,

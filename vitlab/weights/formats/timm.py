@@ -207,9 +207,11 @@ def config_of(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[s
         raise InputError("timm's ViT has learned positions, and none with qkv_bias='qv'")
     names = {ours: theirs for theirs, ours in POOLS.items()}
     rows, columns = shapes["position_embedding/table"][:2]
+    channels = shapes["patch_embedding/kernel"][2]
     size = [rows * model.patch_size, columns * model.patch_size]
     arguments = {
         "img_size": size,
+        "in_chans": channels,
         "patch_size": model.patch_size,
         "embed_dim": model.width,
         "depth": model.depth,
@@ -241,7 +243,7 @@ def config_of(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[s
         "global_pool": names[model.pool],
         "model_args": arguments,
         "pretrained_cfg": {
-            "input_size": [3, *size],
+            "input_size": [channels, *size],
             "fixed_input_size": True,
             "num_classes": model.num_classes or 0,
             "first_conv": "patch_embed.proj",
