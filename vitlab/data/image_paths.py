@@ -1,0 +1,47 @@
+"""Which image files a command line means: files, folders and patterns."""
+
+import glob
+import os
+from collections.abc import Sequence
+
+from etils import epath
+
+from vitlab.data.folders import IMAGE_SUFFIXES, image_files
+from vitlab.errors import InputError
+
+
+def image_paths(arguments: Sequence[str]) -> list[str]:
+    """The image files that are meant, each once, in the order of the arguments.
+
+    Args:
+        arguments: a file, whatever its name; a folder, of which every image below it is meant, by
+            name; or a pattern such as `photos/**/*.jpg`, whose folders are taken likewise.
+
+    Raises:
+        InputError: there is no such file, a pattern fits none, or a folder holds no image.
+    """
+    found: dict[str, None] = {}
+    for argument in arguments:
+        path = os.path.expanduser(argument)
+        if os.path.exists(path) or not glob.has_magic(path):
+            found |= dict.fromkeys(_meant(path))
+            continue
+        matches = sorted(glob.glob(path, recursive=True))
+        if not matches:
+            raise InputError(f"no file fits the pattern {argument}")
+        files = [match for match in matches if not os.path.isdir(match)]
+        # A pattern that fits files means these; one that fits folders alone, what is in them.
+        found |= dict.fromkeys(files or [file for match in matches for file in _meant(match)])
+    return list(found)
+
+
+def _meant(path: str) -> list[str]:
+    if os.path.isdir(path):
+        found = sorted(os.path.join(path, name) for name in image_files(epath.Path(path)))
+        if not found:
+            kinds = ", ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
+            raise InputError(f"folder {path} holds no image ({kinds})")
+        return found
+    if not os.path.exists(path):
+        raise InputError(f"{path} does not exist")
+    return [path]
