@@ -159,7 +159,7 @@ class Detection(AroundBackbone):
         else:
             p = jax.nn.sigmoid(found.logits)
             classes = p.shape[2]
-            flat = p.reshape(len(p), -1)
+            flat = p.reshape(p.shape[0], -1)
             scores, order = jax.lax.top_k(flat, min(MAX_DETECTIONS, flat.shape[1]))
             order, labels = order // classes, order % classes
         boxes = jnp.take_along_axis(boxes, order[..., None], axis=1)
@@ -236,7 +236,7 @@ def _size(batch: Arrays) -> jax.Array:
     if "content" in batch:
         return batch["content"].astype(jnp.float32)
     return jnp.broadcast_to(
-        jnp.asarray(batch["image"].shape[1:3], jnp.float32), (len(batch["image"]), 2)
+        jnp.asarray(batch["image"].shape[1:3], jnp.float32), (batch["image"].shape[0], 2)
     )
 
 
