@@ -185,12 +185,14 @@ class Preprocess:
       evaluation: whether nothing is learned from boxes and segments, which are known from the
         source: `pad_boxes` then leaves all boxes out, so that an image may have any number of
         objects, and of `semantic` and `pad_segments` only `affine` and `content` remain.
+      prediction: whether there is only an image: of `pad_boxes` too no more remains than that.
     """
 
     ops: tuple[Op, ...]
     scale: np.ndarray = dataclasses.field(compare=False, repr=False)
     shift: np.ndarray = dataclasses.field(compare=False, repr=False)
     evaluation: bool = False
+    prediction: bool = False
 
     @classmethod
     def parse(cls, text: str) -> "Preprocess":
@@ -245,7 +247,7 @@ class Preprocess:
         known = {"boxes": example.pop("objects", None), "segments": example.pop("segments", None)}
         wanted = [op.name for op in self.ops if op.name in _TRUTH]
         for name in wanted:
-            if known[_TRUTH[name]] is None:
+            if known[_TRUTH[name]] is None and not self.prediction:
                 raise InputError(f"{name}: the source has no {_TRUTH[name]}")
         for op in self.ops[:-1]:
             if wanted and "affine" not in example and op.name != "decode":
@@ -253,7 +255,8 @@ class Preprocess:
             arguments = dict(op.arguments)
             if op.name in _RANDOM:
                 arguments["rng"] = rng
-            if self.evaluation and _TRUTH.get(op.name) == "segments":
+            of_segments = _TRUTH.get(op.name) == "segments"
+            if (self.prediction and op.name in _TRUTH) or (self.evaluation and of_segments):
                 example = targets.with_place(example)
             elif op.name in _ON_EXAMPLE:
                 example = _OPS[op.name](example, **arguments)
@@ -286,6 +289,8 @@ class Preprocess:
         self, example: dict, boxes: Annotation | None, segments: Callable | None
     ) -> dict:
         example = targets.with_affine(example)
+        if self.prediction:
+            return example
         if self.boxes:
             example = targets.with_boxes(example, boxes)
             example = targets.without_objects(example) if self.evaluation else example
