@@ -3,12 +3,18 @@
 import io
 import re
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from vitlab.errors import InputError
 from vitlab.evaluation import glossary
+from vitlab.evaluation.classification import classification_metrics
+from vitlab.evaluation.detection import _COCO_METRICS
 from vitlab.evaluation.html_report import Report, Section, html_report, shown
+from vitlab.evaluation.panoptic import panoptic_quality
+from vitlab.evaluation.segmentation import segmentation_metrics
+from vitlab.training.features import _METRICS
 
 HOSTILE = "</title><script>alert(\"1\")</script> & 'x'"
 
@@ -77,3 +83,23 @@ def test_the_glossary_tells_boxes_from_masks_and_counts_shots():
     assert glossary.metric("features", "25_shot_accuracy").title == "Accuracy, 25-shot"
     assert "1 labelled image " in glossary.metric("features", "1_shot_accuracy").text
     assert glossary.metric("classification", "new") == ("new", "")
+
+
+def test_every_metric_is_explained():
+    classes = np.eye(2, dtype=np.int64)
+    names = {
+        "detection": {*_COCO_METRICS, "VOC_AP", "VOC07_AP"},
+        "segmentation": {
+            *_COCO_METRICS, *segmentation_metrics(classes), "mIoU_present", "boundary_F",
+            *panoptic_quality(np.ones((2, 4)), (True, False)),
+        },
+        "classification": classification_metrics(
+            np.zeros(1, int), np.arange(6)[None], np.ones(1), np.ones(1), 6
+        ),
+        "reconstruction": {"loss"},
+        "contrast": {"loss", "contrast_accuracy"},
+        "features": {"feature_std", "effective_rank", "10_shot_accuracy",
+                     *(name for each in _METRICS.values() for name in each)},
+    }  # fmt: skip
+    for kind, of_kind in names.items():
+        assert [name for name in of_kind if not glossary.metric(kind, name).text] == []

@@ -163,11 +163,11 @@ def _report(trained: Trained, result: dict[str, Any], parts: list[Section], text
         "Software": ", ".join(packages),
         "Working directory": os.fspath(trained.workdir),
     }
-    images = sum(result["images"].values())
+    images = [f"{count:,} images" for count in result["images"].values()]
+    what = images[0] if len(images) == 1 else f"{len(images)} evaluators"
     return Report(
         title=trained.workdir.name,
-        subtitle=f"Evaluation of a run of {task} at step {trained.step:,}, on {images:,} images, "
-        f"{result['date'][:10]}",
+        subtitle=f"{task}, step {trained.step:,}, evaluated on {result['date'][:10]}: {what}",
         facts=facts,
         sections=parts,
         details={
