@@ -1,10 +1,12 @@
 """vitlab: image recognition research in JAX and Flax, centred on Vision Transformers."""
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import os
 
+    from vitlab.deploy.model import Model
     from vitlab.deploy.predictor import Predictor
 
 __version__ = "0.1.0"
@@ -21,6 +23,33 @@ def load(path: "os.PathLike | str", preprocess: str = "", **options) -> "Predict
     Raises:
         InputError: there is no such run, it is damaged, or it predicts nothing.
     """
-    from vitlab.training.trained import load_predictor
+    # Only now, so that `import vitlab` is light.
+    from vitlab.deploy.predictor import Predictor
 
-    return load_predictor(path, preprocess, **options)
+    return Predictor(load_model(path, preprocess), **options)
+
+
+def load_model(path: "os.PathLike | str", preprocess: str = "") -> "Model":
+    """As `load`, the model with its preprocessing and classes alone, to be exported."""
+    import os
+
+    from vitlab.deploy import model as deployed
+    from vitlab.training.trained import load_trained
+
+    if os.fspath(path).endswith(".safetensors"):
+        model = deployed.load_model(path)
+        return dataclasses.replace(model, preprocess=preprocess or model.preprocess)
+    trained = load_trained(path)
+    params = "auto"
+    if not preprocess:
+        section = trained.evaluator()
+        preprocess, params = section.preprocess, section.params
+    return deployed.Model(
+        task_name=trained.experiment.task,
+        task=trained.task,
+        variables=trained.chosen(params),
+        preprocess=preprocess,
+        image_size=trained.image_size,
+        category_ids=trained.category_ids,
+        things=trained.things,
+    )

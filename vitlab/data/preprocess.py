@@ -276,6 +276,16 @@ class Preprocess:
         return {**example, "image": image}
 
     @property
+    def random(self) -> list[str]:
+        """The names of its ops that draw something."""
+        return [op.name for op in self.ops if op.name in _RANDOM]
+
+    @property
+    def resizes(self) -> bool:
+        """Whether it has an op that makes images another size."""
+        return any(op.name not in _STAYS | _TRUTH.keys() | {"flip_lr"} for op in self.ops[:-1])
+
+    @property
     def boxes(self) -> bool:
         """Whether the string makes arrays of boxes."""
         return any(_TRUTH.get(op.name) == "boxes" for op in self.ops)

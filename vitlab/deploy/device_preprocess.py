@@ -1,9 +1,9 @@
 """A preprocessing string as a JAX function, to be part of an exported model.
 
 The host's ops (`vitlab.data.preprocess`) take an image of one size; here they become a function of
-uint8 images of any one size, which is not known when it is compiled. Every op that moves pixels is a
-resize, a cut or a frame, so that a chain of them is one matrix for the rows and one for the columns
-(`vitlab.ops.resampling`), whose entries are computed from the size.
+uint8 images of any one size, which is not known when it is compiled. Every op that moves pixels is
+a resize, a cut or a frame, so that a chain of them is one matrix for the rows and one for the
+columns (`vitlab.ops.resampling`), whose entries are computed from the size.
 """
 
 import dataclasses
@@ -13,7 +13,6 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from vitlab.data.op_strings import Op
 from vitlab.data.preprocess import Preprocess
 from vitlab.errors import InputError
 from vitlab.ops.resampling import resample, resampling_weights
@@ -214,9 +213,7 @@ def _letterbox(sides, size, shortest=None, **_) -> list[_Side]:
 
 
 def _pad(sides, size) -> list[_Side]:
-    return [
-        dataclasses.replace(side, seen=n) for side, n in zip(sides, _pair(size), strict=True)
-    ]
+    return [dataclasses.replace(side, seen=n) for side, n in zip(sides, _pair(size), strict=True)]
 
 
 def _length(side: _Side) -> Any:

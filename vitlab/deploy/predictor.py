@@ -17,9 +17,9 @@ from vitlab.data.folders import read_file
 from vitlab.data.image_ops import grey_to_rgb, to_grey
 from vitlab.data.op_strings import Op
 from vitlab.data.preprocess import Preprocess
+from vitlab.deploy.model import Model
 from vitlab.errors import InputError
 from vitlab.tasks.predictions import Prediction
-from vitlab.tasks.task import Task
 
 # A file, encoded bytes, pixels uint8[height, width(, 1 or 3)], or a Pillow image of any mode.
 Picture = os.PathLike | str | bytes | np.ndarray | Image.Image
@@ -44,35 +44,21 @@ class Predictor:
     """What a run has learned, applied: `vitlab.load("runs/flowers").predict("rose.jpg")`.
 
     Attributes:
-        task: what was learned, with its model and the names of its classes.
-        variables: of the model.
+        model: the model, its preprocessing and its classes.
         preprocess: of the images.
-        category_ids: the data set's own numbers of the classes, where it had such.
-        things: which classes are of objects that can be counted, where that is known.
         channels: of the images that the preprocessing takes: 1 or 3.
-
-    Args:
         max_pixels: the most pixels that a file's image may have.
 
     Raises:
-        InputError: the preprocessing is wrong or random, or fits the model with no channels.
+        InputError: the preprocessing is wrong, random, or not for this model.
     """
 
-    def __init__(
-        self,
-        task: Task,
-        variables: dict[str, Any],
-        preprocess: str,
-        category_ids: Sequence[int] = (),
-        things: Sequence[bool] = (),
-        max_pixels: int = MAX_PIXELS,
-    ):
-        parsed = Preprocess.parse(preprocess)
-        self.preprocess = dataclasses.replace(parsed, prediction=True)
-        self.task, self.max_pixels = task, max_pixels
-        self.category_ids, self.things = tuple(category_ids), tuple(things)
-        self.variables = jax.device_put(variables, jax.devices()[0])
-        self.channels = input_channels(task, variables, self.preprocess)
+    def __init__(self, model: Model, max_pixels: int = MAX_PIXELS):
+        self.model, self.max_pixels = model, max_pixels
+        self.preprocess = model.parsed()
+        self.channels = model.channels()
+        self._variables = jax.device_put(model.variables, jax.devices()[0])
+        task = model.task
 
         def predict(variables, batch):
             return task.predict(variables, batch, self._normalize)
@@ -98,6 +84,12 @@ class Predictor:
                 raise each.prediction
             found.append(each.prediction)
         return found if several else found[0]
+
+    def outputs(self, pictures: Sequence[Picture]) -> dict[str, np.ndarray]:
+        """What the task's `predict` gives, of pictures that the preprocessing makes of one size."""
+        rng = np.random.default_rng(0)
+        rows = [self.preprocess({"image": self.pixels(each)}, rng) for each in pictures]
+        return self._outputs(rows)
 
     def stream(
         self,
@@ -139,7 +131,9 @@ class Predictor:
         try:
             image = self.pixels(picture)
             rng = np.random.default_rng(0)
-            return picture, image, [view({"image": image}, rng) for view in views]
+            seen = [view({"image": image}, rng) for view in views]
+            self._check_size(seen[0]["image"])
+            return picture, image, seen
         except InputError as error:
             line = str(error)
             if isinstance(picture, os.PathLike | str) and os.fspath(picture) not in line:
@@ -168,6 +162,21 @@ class Predictor:
             )
         return grey_to_rgb(image) if self.channels == 3 else to_grey(image)
 
+    def _check_size(self, image: np.ndarray) -> None:
+        """That a preprocessing which leaves images as large as they are got some of the right size.
+
+        A model may take others, but seldom as well; and a photograph is a thousand times what a
+        model of small images can hold.
+        """
+        size = self.model.image_size
+        if size and not self.preprocess.resizes and image.shape[:2] != size:
+            height, width = size
+            raise InputError(
+                f"the image is {image.shape[1]} x {image.shape[0]}, but the model was trained on "
+                f"{width} x {height} and its preprocessing leaves the size as it is: another, such "
+                f"as resize(({height},{width}))|{self.preprocess}, would make it fit"
+            )
+
     def _normalize(self, images: jax.Array) -> jax.Array:
         return images.astype(jnp.float32) * self.preprocess.scale + self.preprocess.shift
 
@@ -184,44 +193,20 @@ class Predictor:
             error = isinstance(seen, InputError)
             yield Predicted(picture, image, seen if error else next(found))
 
+    def _outputs(self, rows) -> dict[str, np.ndarray]:
+        batch = {key: np.stack([np.asarray(row[key]) for row in rows]) for key in rows[0]}
+        return jax.device_get(self._predict(self._variables, batch))
+
     def _predictions(self, ready, batch_size: int) -> list[Prediction]:
         outputs = []
         for view in range(len(ready[0][2])):
             rows = [seen[view] for _, _, seen in ready]
             # Always as many, so that a last batch is not compiled by itself.
             rows += rows[:1] * (batch_size - len(rows))
-            batch = {key: np.stack([np.asarray(row[key]) for row in rows]) for key in rows[0]}
-            outputs.append(jax.device_get(self._predict(self.variables, batch)))
+            outputs.append(self._outputs(rows))
         sizes = [image.shape[:2] for _, image, _ in ready]
         outputs = [{key: rows[: len(ready)] for key, rows in each.items()} for each in outputs]
-        return self.task.predictions(outputs, sizes, self.things)
-
-
-def input_channels(task: Task, variables: dict[str, Any], preprocess: Preprocess) -> int:
-    """Of the images that a preprocessing takes, for a model with these variables: 1 or 3.
-
-    Raises:
-        InputError: it gives neither what the model takes.
-    """
-    first = preprocess.ops[0]
-    stated = dict(first.arguments).get("channels") if first.name == "decode" else None
-    for channels in (3, 1) if stated is None else (stated,):
-        image = np.zeros((256, 256, channels), np.uint8)
-        try:
-            seen = preprocess({"image": image}, np.random.default_rng(0))["image"]
-            images = jax.ShapeDtypeStruct((1, *seen.shape), jnp.float32)
-            made = jax.eval_shape(task.init, jax.random.key(0), images)
-        except InputError:
-            continue
-        shapes = (
-            {tuple(str(key) for key in path): leaf.shape for path, leaf in leaves}
-            for leaves in map(jax.tree_util.tree_leaves_with_path, (made, variables))
-        )
-        made, ours = shapes
-        # A table of positions is of another grid where images have another size.
-        if all(ours.get(name) == shape for name, shape in made.items() if name[-1] == "['kernel']"):
-            return channels
-    raise InputError(f"the preprocessing {preprocess} does not give images that the model takes")
+        return self.model.task.predictions(outputs, sizes, self.model.things)
 
 
 def _mirrored(preprocess: Preprocess) -> Preprocess:

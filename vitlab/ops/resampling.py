@@ -8,7 +8,6 @@ pixels has to be known.
 from functools import partial
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 

@@ -1,7 +1,7 @@
 """What a model says of one image, in the form that a person and a program can use.
 
-A prediction tells itself in a line (`str`), as rows for a file (`records`), and as a picture on its
-image (`draw`). Boxes, masks and maps are those of the original image, in its pixels.
+A prediction tells itself in a line (`told`), as rows for a file (`records`), and as a picture on
+its image (`draw`). Boxes, masks and maps are those of the original image, in its pixels.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ class Prediction(Protocol):
     def draw(self, image: np.ndarray, least_score: float = LEAST_SCORE) -> Image.Image:
         """A picture of it on its image uint8[height, width, 1 or 3]."""
 
-    def __str__(self) -> str:
+    def told(self, least_score: float = LEAST_SCORE) -> str:
         """In one line."""
 
 
@@ -75,7 +75,9 @@ class ClassPrediction:
         del least_score
         return draw_classes(grey_to_rgb(image), self.top())
 
-    def __str__(self) -> str:
+    def told(self, least_score: float = LEAST_SCORE) -> str:
+        """The three most probable classes."""
+        del least_score
         return ", ".join(f"{name} {p:.1%}" for name, p in self.top(3))
 
 
@@ -105,8 +107,9 @@ class ObjectPrediction:
         found = Detections(self.boxes, self.scores, self.labels)
         return _drawn(found, image, least_score, self.names)
 
-    def __str__(self) -> str:
-        return _counted(self.labels[self.scores >= LEAST_SCORE], self.names)
+    def told(self, least_score: float = LEAST_SCORE) -> str:
+        """How many there are of each class."""
+        return _counted(self.labels[self.scores >= least_score], self.names)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +128,7 @@ class SegmentPrediction:
 
     @property
     def labels(self) -> np.ndarray:
-        """The class of each pixel, i32[height, width], places in `names`; -1 where there is none."""
+        """The class of each pixel, i32[height, width], a place in `names`; -1: none."""
         return label_map(self.segments)
 
     def records(self, image_id: int, category_ids: Sequence[int] = ()) -> list[dict[str, Any]]:
@@ -156,9 +159,10 @@ class SegmentPrediction:
         segments = Segments(self.segments.map, self.segments.labels, none)
         return draw_segments(grey_to_rgb(image), segments, self.names)
 
-    def __str__(self) -> str:
+    def told(self, least_score: float = LEAST_SCORE) -> str:
+        """How many instances there are of each class, or how much of the image it takes."""
         if self.objects is not None:
-            return _counted(self.objects.labels[self.objects.scores >= LEAST_SCORE], self.names)
+            return _counted(self.objects.labels[self.objects.scores >= least_score], self.names)
         labels, pixels = np.unique(self.labels, return_counts=True)
         order = np.argsort(-pixels, kind="stable")
         shares = [

@@ -16,8 +16,8 @@ from vitlab.evaluation.original import best_at_original
 from vitlab.evaluation.segments import FoundSegments
 from vitlab.models.build import SEGMENTERS
 from vitlab.ops.pixel_losses import dice, hardest, pixel_cross_entropy
-from vitlab.ops.windows import upsample
 from vitlab.ops.resampling import to_original
+from vitlab.ops.windows import upsample
 from vitlab.tasks.photometric import photometric, without_padding
 from vitlab.tasks.predictions import SegmentPrediction
 from vitlab.tasks.segmenting import (

@@ -122,6 +122,11 @@ class UniversalSegmentation(Segmenting):
             raise InputError(
                 "the queries of two views of an image are not each other's: this task takes one"
             )
+        if len(things) != len(self.classes):
+            raise InputError(
+                "the run does not tell which of its classes are things: an earlier version of "
+                "vitlab wrote it"
+            )
         (outputs,) = views
 
         def of_one(index):

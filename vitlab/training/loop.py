@@ -82,6 +82,8 @@ class _Run:
         self.memory = Memory(
             classes=list(setup.classes) if setup.task.classes else [],
             category_ids=list(getattr(setup.source, "category_ids", ())),
+            things=list(getattr(setup.source, "things", ())),
+            image_size=list(setup.image_size),
             examples=len(setup.source),
             best=Best(self.experiment.checkpoint.best),
             patience=Best(self.experiment.early_stopping.metric),

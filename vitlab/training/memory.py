@@ -33,6 +33,8 @@ class Memory:
     Attributes:
         classes: names of the classes of the data, where the task is about classes.
         category_ids: the data set's own numbers of them, where it has such.
+        things: which of them are of objects that can be counted, where it has segments.
+        image_size: height and width of what the model is trained on, in pixels.
         examples: of the training split; with `classes` it tells whether the data are the same.
         best: of `config.checkpoint.best`.
         patience: of `config.early_stopping.metric`.
@@ -49,6 +51,8 @@ class Memory:
     best: Best
     patience: Best
     category_ids: list[int] = dataclasses.field(default_factory=list)
+    things: list[bool] = dataclasses.field(default_factory=list)
+    image_size: list[int] = dataclasses.field(default_factory=list)
     seconds: float = 0.0
     evaluated: bool = True
     stopped: bool = False

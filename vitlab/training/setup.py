@@ -112,6 +112,11 @@ class Setup:
         self._check_metric_names(shape)
         self._origin: transfer.Origin | None = None
 
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of a training image as the model sees it."""
+        return self._example["image"].shape[1:3]
+
     def steps(self, duration: config_lib.Duration) -> int:
         """A duration in optimizer steps of this run."""
         return duration.steps(self.experiment.batch_size, len(self.source))
@@ -261,7 +266,7 @@ class Setup:
         if not exp.init_from:
             return
         # A position table is resized as its source would, to what this run will see.
-        size = {"image_size": self._example["image"].shape[1:3]}
+        size = {"image_size": self.image_size}
         self._origin = transfer.read(exp.init_from, {**size, **exp.init_hints})
         self._transfer({"params": self.target.params, **self.target.model_state})
         differing = [key.rpartition(".")[2] for key in self._differing()]

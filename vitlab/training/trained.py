@@ -14,7 +14,7 @@ from vitlab import checkpoints
 from vitlab.errors import InputError
 from vitlab.tasks.task import Task, task_class
 from vitlab.training import parallelism
-from vitlab.training.experiment import Experiment
+from vitlab.training.experiment import EvaluatorConfig, Experiment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +27,9 @@ class Trained:
         experiment: the run's typed config.
         classes: names of the classes of its data, where the task is about classes.
         category_ids: the data set's own numbers of them, where it had such.
+        things: which of them are of objects that can be counted, where it had segments.
+        image_size: height and width of what the model was trained on, in pixels; of runs of earlier
+            versions none.
         task: what was learned.
         mesh: all devices, each with all of the variables.
         variables: `params` and the model's other collections.
@@ -38,10 +41,32 @@ class Trained:
     experiment: Experiment
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]
+    things: tuple[bool, ...]
+    image_size: tuple[int, ...]
     task: Task
     mesh: Mesh
     variables: dict[str, Any]
     ema: dict[str, Any] | None
+
+    def evaluator(self) -> EvaluatorConfig:
+        """The first evaluator of the task itself, whose preprocessing and choice of parameters are
+        those of predictions.
+
+        Raises:
+            InputError: the run had none.
+        """
+        for section in self.experiment.evaluators.values():
+            if section.kind in self.task.evaluators:
+                return section
+        raise InputError(
+            f"{self.workdir} has no evaluator of its task, whose preprocessing images would need: "
+            "give another, such as resize(224)|value_range(-1,1)"
+        )
+
+    def chosen(self, params: str = "auto") -> dict[str, Any]:
+        """The moving average where there is one and `params`, as in `EvaluatorConfig`, does not say
+        otherwise; else the variables."""
+        return self.variables if self.ema is None or params == "model" else self.ema
 
 
 def load_trained(path: os.PathLike | str) -> Trained:
@@ -79,8 +104,19 @@ def load_trained(path: os.PathLike | str) -> Trained:
     whole = parallelism.replicated(mesh)
     variables = {"params": state["params"], **state.get("model_state", {})}
     variables, ema = (jax.device_put(tree or None, whole) for tree in (variables, state.get("ema")))
-    ids = tuple(meta.get("category_ids", ()))
-    return Trained(workdir, checkpoint.step, experiment, classes, ids, task, mesh, variables, ema)
+    return Trained(
+        workdir=workdir,
+        step=checkpoint.step,
+        experiment=experiment,
+        classes=classes,
+        category_ids=tuple(meta.get("category_ids", ())),
+        things=tuple(meta.get("things", ())),
+        image_size=tuple(meta.get("image_size", ())),
+        task=task,
+        mesh=mesh,
+        variables=variables,
+        ema=ema,
+    )
 
 
 def _json_object(path: pathlib.Path, workdir: pathlib.Path) -> dict[str, Any]:

@@ -1,0 +1,138 @@
+"""Trained models as files that need no vitlab: uint8 images of any size in, results out.
+
+What is in such a file is all that lies between an image's pixels and its result: the preprocessing
+(`deploy.device_preprocess`), the network, and what a task makes of its outputs, as `boxes` in the
+pixels of the image, so that nobody has to do it again in another language, and get it wrong.
+"""
+
+import importlib.util
+import json
+from collections.abc import Callable, Mapping
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from vitlab.deploy.device_preprocess import DevicePreprocess
+from vitlab.deploy.model import Model, load_model, save_model
+from vitlab.deploy.predictor import Predictor
+from vitlab.errors import InputError
+
+Format = Literal["onnx", "stablehlo", "safetensors"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+# Images uint8[batch, height, width, channels] to outputs [batch, ...].
+Function = Callable[[np.ndarray], Mapping[str, np.ndarray]]
+_PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+class WholeModel:
+    """`(images, rows, columns) -> outputs`, a JAX function of uint8 images of any one size.
+
+    Attributes:
+        shape: of the images: (height, width, channels), None where any will do.
+
+    Args:
+        model: what is exported.
+        size: (height, width) of what it was trained on, where its preprocessing does not tell.
+
+    Raises:
+        InputError: the preprocessing has an op that a compiled model cannot have.
+    """
+
+    def __init__(self, model: Model, size: tuple[int, int]):
+        self.model = model
+        preprocess = model.parsed()
+        self._preprocess = DevicePreprocess(preprocess, model.channels(), size)
+        self._scale, self._shift = preprocess.scale, preprocess.shift
+        self.shape = (*(self._preprocess.size or (None, None)), self._preprocess.channels)
+
+    def __call__(self, images: Array, rows: Array, columns: Array) -> dict[str, Array]:
+        """Images u8 or f32[batch, height, width, channels] of grey levels; rows, columns: 0, 1, ...
+        f32[height] and f32[width]. The outputs are those of the task's `in_pixels`."""
+        batch = self._preprocess(images, rows, columns)
+        task, variables = self.model.task, self.model.variables
+        outputs = task.predict(variables, batch, lambda x: x * self._scale + self._shift)
+        outputs = task.in_pixels(outputs, rows, columns)
+        return {
+            name: x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x
+            for name, x in outputs.items()
+        }
+
+
+def export(model: Model, path: str, to: Format, dtype: Dtype, size: tuple[int, int]) -> Function:
+    """Writes a model into a file, and reads it again.
+
+    Args:
+        model: what is exported.
+        path: of the file.
+        to: `onnx` for ONNX Runtime and what is made of it; `stablehlo` for `jax.export.deserialize`
+            on a CPU, GPU or TPU; `safetensors` for `vitlab.load`.
+        dtype: of the parameters and the computation.
+        size: (height, width) of what it was trained on, where its preprocessing does not tell.
+
+    Returns:
+        The function that is in the file.
+
+    Raises:
+        InputError: the format cannot hold this model, or its extra is not installed.
+    """
+    check_arguments(to, dtype)
+    model = model.computing_in(dtype)
+    if to == "safetensors":
+        save_model(model, path)
+        return _of_predictor(Predictor(load_model(path)))
+    whole = WholeModel(model, size)
+    if to == "stablehlo":
+        return _stablehlo(whole, path)
+    from vitlab.deploy import onnx_file
+
+    onnx_file.write(whole, path, json.dumps(whole.model.about()))
+    return onnx_file.read(path)
+
+
+def check_arguments(to: str, dtype: str) -> None:
+    """That there is such a format, with its packages; an InputError says what would be right."""
+    for name, value, legal in (("format", to, Format), ("dtype", dtype, Dtype)):
+        if value not in get_args(legal):
+            raise InputError(f"--{name} is {value!r} but must be {', '.join(get_args(legal))}")
+    if to != "onnx":
+        return
+    if dtype == "bfloat16":
+        raise InputError("ONNX Runtime has float32 and float16 on a CPU, not bfloat16: give one")
+    for package in ("jax2onnx", "onnxruntime"):
+        if importlib.util.find_spec(package) is None:
+            raise InputError(f"ONNX needs the onnx extra ({package}): pip install 'vitlab[onnx]'")
+
+
+def _stablehlo(whole: WholeModel, path: str) -> Function:
+    def function(images):
+        rows, columns = (jnp.arange(n).astype(jnp.float32) for n in images.shape[1:3])
+        return whole(images, rows, columns)
+
+    height, width, channels = whole.shape
+    shape = jax.export.symbolic_shape(
+        f"batch, {height or 'height'}, {width or 'width'}, {channels}"
+    )
+    images = jax.ShapeDtypeStruct(shape, jnp.uint8)
+    exported = jax.export.export(jax.jit(function), platforms=_PLATFORMS)(images)
+    with open(path, "wb") as file:
+        file.write(exported.serialize())
+    with open(path, "rb") as file:
+        read = jax.export.deserialize(bytearray(file.read()))
+    run = jax.jit(read.call)
+    return lambda images: jax.device_get(run(images))
+
+
+def _of_predictor(predictor: Predictor) -> Function:
+    """What a predictor gives before it is put into words, as an exported graph has it."""
+    task = predictor.model.task
+    in_pixels = jax.jit(task.in_pixels)
+
+    def run(images):
+        outputs = predictor.outputs(list(images))
+        rows, columns = (np.arange(n, dtype=np.float32) for n in images.shape[1:3])
+        return jax.device_get(in_pixels(outputs, rows, columns))
+
+    return run

@@ -1,0 +1,151 @@
+"""All that predictions take, and nothing of the run that it came from; in memory and in a file."""
+
+import dataclasses
+import json
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.flax
+
+from vitlab.data.preprocess import Preprocess
+from vitlab.errors import InputError
+from vitlab.tasks.task import Task, task_class
+from vitlab.weights.filling import names_of, nested
+
+_KEY = "vitlab"  # of a file's metadata
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A trained model with what its images need and its outputs mean.
+
+    Attributes:
+        task_name: as in `config.task`.
+        task: what was learned, with the names of its classes.
+        variables: `params` and the model's other collections.
+        preprocess: of the images, as in `config.evaluators.NAME.preprocess`.
+        image_size: (height, width) of what it was trained on, in pixels; none: not known.
+        category_ids: the data set's own numbers of the classes, where it had such.
+        things: which classes are of objects that can be counted, where that is known.
+    """
+
+    task_name: str
+    task: Task
+    variables: dict[str, Any]
+    preprocess: str
+    image_size: tuple[int, ...]
+    category_ids: tuple[int, ...] = ()
+    things: tuple[bool, ...] = ()
+
+    def parsed(self) -> Preprocess:
+        """The preprocessing for images of which nothing is known.
+
+        Raises:
+            InputError: it is wrong, or random.
+        """
+        parsed = Preprocess.parse(self.preprocess)
+        if parsed.random:
+            raise InputError(
+                f"the preprocessing {self.preprocess} has {parsed.random[0]}, which is random: "
+                "give one for images as they are"
+            )
+        return dataclasses.replace(parsed, prediction=True)
+
+    def channels(self) -> int:
+        """Of the images that the preprocessing takes for this model: 1 or 3.
+
+        Raises:
+            InputError: it gives neither what the model takes.
+        """
+        preprocess = self.parsed()
+        first = preprocess.ops[0]
+        stated = dict(first.arguments).get("channels") if first.name == "decode" else None
+        theirs = {name: np.shape(leaf) for name, leaf in names_of(self.variables).items()}
+        for channels in (3, 1) if stated is None else (stated,):
+            image = np.zeros((256, 256, channels), np.uint8)
+            try:
+                seen = preprocess({"image": image}, np.random.default_rng(0))["image"]
+                images = jax.ShapeDtypeStruct((1, *seen.shape), jnp.float32)
+                made = names_of(jax.eval_shape(self.task.init, jax.random.key(0), images))
+            except InputError:
+                continue
+            # Of kernels alone: tables of positions are of another grid for other images.
+            if all(theirs.get(k) == v.shape for k, v in made.items() if k.endswith("/kernel")):
+                return channels
+        raise InputError(
+            f"the preprocessing {self.preprocess} does not give images that the model takes"
+        )
+
+    def computing_in(self, dtype: str) -> "Model":
+        """The same with parameters and computation in `float32`, `bfloat16` or `float16`."""
+        if np.dtype(jnp.dtype(dtype)) == np.float32 == jnp.dtype(self.task.model.dtype):
+            return self
+        cast = jax.tree.map(lambda x: jnp.asarray(x, dtype), self.variables)
+        return dataclasses.replace(self, task=_task(self._about(dtype)), variables=cast)
+
+    def about(self) -> dict[str, Any]:
+        """What a file says of it: plain values, without the parameters."""
+        return self._about(jnp.dtype(self.task.model.dtype).name)
+
+    def _about(self, dtype: str) -> dict[str, Any]:
+        settings = self.task.settings()
+        return {
+            "task": self.task_name,
+            "model": settings["model"],
+            "loss": settings["loss"],
+            "classes": list(self.task.classes),
+            "category_ids": list(self.category_ids),
+            "things": list(self.things),
+            "preprocess": self.preprocess,
+            "image_size": list(self.image_size),
+            "dtype": dtype,
+        }
+
+
+def save_model(model: Model, path: os.PathLike | str) -> None:
+    """Writes a model into one .safetensors file, which `load_model` reads."""
+    arrays = {name: jnp.asarray(leaf) for name, leaf in names_of(model.variables).items()}
+    safetensors.flax.save_file(arrays, path, {_KEY: json.dumps(model.about())})
+
+
+def load_model(path: os.PathLike | str) -> Model:
+    """Reads what `save_model` wrote.
+
+    Raises:
+        InputError: the file is damaged, or is none of these.
+    """
+    try:
+        with safetensors.safe_open(path, framework="flax") as file:
+            about = json.loads((file.metadata() or {}).get(_KEY, "null"))
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise InputError(f"{path} is damaged: {error}") from error
+    if not isinstance(about, dict):
+        raise InputError(
+            f"{path} does not say what model it is of: vitlab export --format safetensors writes "
+            "files that do; vitlab.weights.load reads those of other libraries"
+        )
+    try:
+        return Model(
+            task_name=about["task"],
+            task=_task(about),
+            variables=nested(arrays),
+            preprocess=about["preprocess"],
+            image_size=tuple(about["image_size"]),
+            category_ids=tuple(about["category_ids"]),
+            things=tuple(about["things"]),
+        )
+    except (InputError, KeyError) as error:
+        raise InputError(f"{path} is of another version of vitlab: {error}") from error
+
+
+def _task(about: dict[str, Any]) -> Task:
+    return task_class(about["task"]).from_config(
+        about["model"], about["loss"], {}, tuple(about["classes"]), jnp.dtype(about["dtype"])
+    )
