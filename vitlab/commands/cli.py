@@ -13,11 +13,12 @@ usage: vitlab VERB ...
   convert    published weights into another library's format, or a look at what they are
   data       check a data set before it costs a night, or draw what is annotated in it
   evaluate   measure a run again, or judge its frozen features: kNN, linear, few-shot
+  inspect    pictures of what a run's backbone sees: attention, features in colours, neighbours
 
 vitlab VERB --help says more. To train: python -m vitlab.main --config FILE.
 Exit codes: 0 done, 1 failed, 2 wrong input."""
 
-VERBS = {verb: f"vitlab.commands.{verb}" for verb in ("convert", "data", "evaluate")}
+VERBS = {verb: f"vitlab.commands.{verb}" for verb in ("convert", "data", "evaluate", "inspect")}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

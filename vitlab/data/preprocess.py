@@ -185,12 +185,15 @@ class Preprocess:
       evaluation: whether nothing is learned from boxes and segments, which are known from the
         source: `pad_boxes` then leaves all boxes out, so that an image may have any number of
         objects, and of `semantic` and `pad_segments` only `affine` and `content` remain.
+      annotated: false for images of which no more is known: only `affine` and `content` then remain
+        of `pad_boxes` too, and no source needs to have boxes or segments.
     """
 
     ops: tuple[Op, ...]
     scale: np.ndarray = dataclasses.field(compare=False, repr=False)
     shift: np.ndarray = dataclasses.field(compare=False, repr=False)
     evaluation: bool = False
+    annotated: bool = True
 
     @classmethod
     def parse(cls, text: str) -> "Preprocess":
@@ -244,7 +247,7 @@ class Preprocess:
         example = {**example, "image": self._checked(example["image"])}
         known = {"boxes": example.pop("objects", None), "segments": example.pop("segments", None)}
         wanted = [op.name for op in self.ops if op.name in _TRUTH]
-        for name in wanted:
+        for name in wanted if self.annotated else ():
             if known[_TRUTH[name]] is None:
                 raise InputError(f"{name}: the source has no {_TRUTH[name]}")
         for op in self.ops[:-1]:
@@ -253,7 +256,8 @@ class Preprocess:
             arguments = dict(op.arguments)
             if op.name in _RANDOM:
                 arguments["rng"] = rng
-            if self.evaluation and _TRUTH.get(op.name) == "segments":
+            left = self.evaluation and _TRUTH.get(op.name) == "segments"
+            if left or (op.name in _TRUTH and not self.annotated):
                 example = targets.with_place(example)
             elif op.name in _ON_EXAMPLE:
                 example = _OPS[op.name](example, **arguments)
@@ -286,6 +290,8 @@ class Preprocess:
         self, example: dict, boxes: Annotation | None, segments: Callable | None
     ) -> dict:
         example = targets.with_affine(example)
+        if not self.annotated:
+            return example
         if self.boxes:
             example = targets.with_boxes(example, boxes)
             example = targets.without_objects(example) if self.evaluation else example
