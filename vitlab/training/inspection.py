@@ -103,13 +103,13 @@ class Inspection:
         kinds, found = set(self._look.kinds), []
         names, attend, see = _names(images), jax.jit(self._attention), jax.jit(self._features)
         for batch in self._batches(images):
+            if kinds & {"pca", "neighbours"}:  # first: a wrong layer is found before files are
+                found.append({"id": batch["id"], **self._computed(see, batch)})
             if self._vit:
                 attended = self._computed(attend, batch)
                 for row, index in enumerate(batch["id"]):
                     one = {key: value[row] for key, value in {**batch, **attended}.items()}
                     self._draw_attention(one, names[index], images.describe(index))
-            if kinds & {"pca", "neighbours"}:
-                found.append({"id": batch["id"], **self._computed(see, batch)})
         if not found:
             return
         if "pca" in kinds:
