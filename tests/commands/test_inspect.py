@@ -140,7 +140,7 @@ def test_mistakes_are_one_line_and_exit_2(digits, photos, tmp_path, capsys):
         ([*images, "--out", "X", "--what", "pcaa"], "has no 'pcaa'; did you mean 'pca'?"),
         ([*images, "--out", "X", "--blocks", "last"], "must be all, or numbers such as 0,5,11"),
         ([*images, "--out", "X", "--blocks", "2", *SMALL], "no block 2: the ViT's are 0 to 1"),
-        ([*images, "--out", "X", "--k", "0"], "--k is '0' but must be a number from 1 on"),
+        ([*images, "--out", "X", "--k", "0"], "--k is '0' but must be a number from 1 to 20"),
         ([*images, "--out", "X", "--split", "test"], "--split is of --among"),
         ([*images, "--out", "X", "--among", str(photos), "--split", "a"], f"folder:{photos} or"),
         ([*images, "--out", "X", "--among", "digit"], "source 'digit' is not known"),

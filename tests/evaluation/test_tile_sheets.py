@@ -38,22 +38,24 @@ def place(sheet, pixels):
 
 def test_tiles_are_drawn_pixel_by_pixel_in_rows(tmp_path):
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 255, (3, 150, 180, 3), dtype=np.uint8)
+    images = rng.integers(0, 255, (3, 250, 280, 3), dtype=np.uint8)
     rows = [[Tile(images[0], "one"), Tile(images[1], "two\nlines")], [Tile(images[2])]]
     tile_sheet(rows, tmp_path / "deep" / "sheet.png", "of three")
     sheet = read(tmp_path / "deep" / "sheet.png")
     (y0, x0), (y1, x1), (y2, x2) = (place(sheet, image) for image in images)
     assert y0 == y1
     assert x0 == x2
-    assert x1 >= x0 + 180
-    assert y2 >= y0 + 150
+    assert x1 >= x0 + 280
+    assert y2 >= y0 + 250
 
 
 def test_small_tiles_are_enlarged_without_smoothing_and_large_ones_made_smaller(tmp_path):
     small = np.random.default_rng(0).integers(0, 255, (8, 6, 1), dtype=np.uint8)
     tile_sheet([[Tile(small)]], tmp_path / "small.png")
-    large = small.repeat(28, axis=0).repeat(28, axis=1).repeat(3, axis=2)
+    large = small.repeat(38, axis=0).repeat(38, axis=1).repeat(3, axis=2)
     place(read(tmp_path / "small.png"), large)
+    tile_sheet([[Tile(small[:, :1].repeat(150, axis=1))]], tmp_path / "middle.png")
+    assert Image.open(tmp_path / "middle.png").width == 300 + 20
     tile_sheet([[Tile(np.zeros((900, 600, 3), np.uint8))]], tmp_path / "large.png")
     dark = (read(tmp_path / "large.png") == 0).all(axis=-1)
     assert dark.sum() == 448 * 299

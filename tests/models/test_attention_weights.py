@@ -139,6 +139,10 @@ def test_a_probe_sees_patches_alone():
     assert probe.shape == (2, 2, 6)
     np.testing.assert_allclose(probe.sum(axis=-1), 1, atol=1e-6)
     ((_, x, output),) = inner(model, variables, images(), where="map_head")
+    # A detector has no need of the head, and so does not have it.
+    without = {k: v for k, v in variables["params"].items() if k != "map_head"}
+    weights = weights_of(model, variables, images())
+    np.testing.assert_array_equal(weights_of(model, {"params": without}, images()), weights)
     expected = attended(variables["params"]["map_head"]["attention"], probe[:, :, None], x)
     np.testing.assert_allclose(expected, output, atol=1e-5)
 

@@ -30,7 +30,7 @@ Draws what the backbone of a run sees, whatever it was trained for, into PNG fil
                 the default
   --layer       the stage that is compared, as in vitlab evaluate (pre_logits), and coloured where
                 it has places (the last of the backbone)
-  --k           how many neighbours; default 5
+  --k           how many neighbours, up to 20; default 5
   --among       where to look for them: a folder, or a source such as folder:photos. Default: the
                 images themselves
   --split       of that source; default train
@@ -135,8 +135,8 @@ def _look(options, kinds):
                 "0,5,11"
             ) from None
     if "k" in options:
-        if not options["k"].isdecimal() or not int(options["k"]):
-            raise InputError(f"argument --k is {options['k']!r} but must be a number from 1 on")
+        if not options["k"].isdecimal() or not 1 <= int(options["k"]) <= 20:
+            raise InputError(f"argument --k is {options['k']!r} but must be a number from 1 to 20")
         look["count"] = int(options["k"])
     return Look(**look)
 

@@ -15,8 +15,8 @@ from PIL import Image
 from vitlab.errors import InputError
 from vitlab.evaluation.pictures import DPI, INK, nothing, shorten, write
 
-# The longer side of a tile in pixels: small images are enlarged by a whole factor up to the first,
-# large ones made smaller down to the second.
+# Pixels of a tile: by a whole factor it is enlarged to the first width at least, that captions fit,
+# and made smaller to the second for its longer side at most.
 _SMALL, _LARGE = 224, 448
 _GAP = 10  # Pixels between tiles, and around all of them.
 _LINE = 21  # Pixels of a line of text.
@@ -127,7 +127,7 @@ def _resized(image: np.ndarray, side: int) -> np.ndarray:
     if side > _LARGE:
         size = [max(1, round(length * _LARGE / side)) for length in image.shape[1::-1]]
         return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
-    factor = max(1, math.ceil(_SMALL / side) if side <= _SMALL // 2 else 1)
+    factor = max(1, min(math.ceil(_SMALL / image.shape[1]), 2 * _LARGE // side))
     return image.repeat(factor, axis=0).repeat(factor, axis=1)
 
 

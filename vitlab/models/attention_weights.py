@@ -75,7 +75,8 @@ def probe_weights(module: nn.Module, variables: Mapping[str, Any], images: Array
     """
     if vit_of(module).pool != "map":
         raise InputError(f"a ViT with pool={vit_of(module).pool!r} has no probe: that is of 'map'")
-    return _sown(module, variables, images, None)["map_head"]["attention"]["weights"][0][:, :, 0]
+    sown = _sown(module, variables, images, head=True)
+    return sown["map_head"]["attention"]["weights"][0][:, :, 0]
 
 
 def whole_image_tokens(module: nn.Module) -> slice:
@@ -96,14 +97,14 @@ def vit_of(module: nn.Module) -> ViT:
     return vit
 
 
-def _sown(module, variables, images, content):
-    """What the blocks and the head of the ViT hand out."""
+def _sown(module, variables, images, content=None, head=False):
+    """What the attention of the ViT's blocks, and of its head, hands out, as nested dicts."""
     vit = vit_of(module)
     if vit is not module:
         variables = {k: tree["backbone"] for k, tree in variables.items() if "backbone" in tree}
         images, content = pad_to_multiple(images, content, vit.patch_size)
-    given = {} if content is None else {"content": content, "method": "feature_maps"}
-    _, state = _unrolled(vit).apply(variables, images, **given, mutable=["intermediates"])
+    call = {} if head else {"content": content, "method": "feature_maps"}
+    _, state = _unrolled(vit).apply(variables, images, **call, mutable=["intermediates"])
     return state["intermediates"]
 
 

@@ -143,7 +143,8 @@ class Inspection:
         if "attention" in self._look.kinds:
             weights = weights[:, np.array(self._blocks)] if every else weights
             found["attention"] = on_patches(weights, attention.whole_image_tokens(model), grid)
-            if vit.pool == "map" and content is None:
+            params = variables["params"]
+            if "map_head" in params.get("backbone", params):
                 probe = attention.probe_weights(model, variables, images)
                 found["probe"] = probe.reshape(len(probe), 1, -1, *grid)
         return found
