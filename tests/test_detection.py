@@ -88,11 +88,15 @@ def test_a_directory_has_metrics_pictures_and_detections(detector):
 
 
 @pytest.mark.slow
-def test_a_directory_can_be_measured_again(detector):
+def test_a_directory_can_be_measured_again(detector, read_page):
     before = json.loads((detector / "result.json").read_text())["metrics"]
     assert vitlab(["evaluate", str(detector)]) == 0
     again = json.loads((detector / "evaluate/result.json").read_text())["metrics"]
     assert again == pytest.approx(before)
+    page = read_page(detector / "evaluate/report/index.html")
+    assert {float(value) for value in page.values} == set(again.values())
+    assert {"Detections beside the truth", "AP of each class"} <= set(page.pictures)
+    assert "test/detections.json" in page.texts["code"]
 
 
 @pytest.mark.slow
@@ -100,7 +104,7 @@ def test_a_directory_can_be_measured_on_other_data_of_the_same_classes(detector)
     assert vitlab(["evaluate", str(detector), "--split", "train[:4]", "--batch_size", "2"]) == 0
     result = json.loads((detector / "evaluate/result.json").read_text())
     assert result["evaluators"]["test"]["split"] == "train[:4]"
-    found = json.loads((detector / "evaluate/test/detections.json").read_text())
+    found = json.loads((detector / "evaluate/report/test/detections.json").read_text())
     assert len({row["image_id"] for row in found}) == 4
 
 

@@ -80,12 +80,21 @@ def test_a_directory_has_metrics_and_pictures(segmenter):
     assert load_trained(segmenter).classes == (*"0123456789", "background")
 
 
-@pytest.mark.slow
-def test_a_directory_can_be_measured_again_and_on_another_split(segmenter):
+def test_a_directory_can_be_measured_again(segmenter, read_page):
     before = json.loads((segmenter / "result.json").read_text())["metrics"]
     assert vitlab(["evaluate", str(segmenter)]) == 0
     again = json.loads((segmenter / "evaluate/result.json").read_text())["metrics"]
     assert again == pytest.approx(before)
+    page = read_page(segmenter / "evaluate/report/index.html")
+    assert {float(value) for value in page.values} == set(again.values())
+    assert list(page.pictures) == [
+        "Segments beside the truth", "Confusion matrix", "IoU of each class",
+        "F of each class's boundaries",
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_directory_can_be_measured_on_another_split(segmenter):
     assert vitlab(["evaluate", str(segmenter), "--split", "train[:4]", "--batch_size", "2"]) == 0
     result = json.loads((segmenter / "evaluate/result.json").read_text())
     assert result["evaluators"]["test"]["split"] == "train[:4]"

@@ -47,7 +47,9 @@ def working_directory(workdir, name):
     )
     ema = {"params": params, **rest[0]}
     writer = checkpoints.Writer(workdir / "checkpoints", 1, print)
-    writer.save(1, {"params": params, "model_state": rest[0], "ema": ema}, {"classes": "ab"}, None)
+    writer.save(
+        1, {"params": params, "model_state": rest[0], "ema": ema}, {"classes": ["a", "b"]}, None
+    )
     writer.close()
     (workdir / "config.json").write_text(json.dumps(config))
     return workdir

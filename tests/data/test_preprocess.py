@@ -302,7 +302,7 @@ def test_of_images_that_nothing_is_known_of_only_their_place_remains(ending):
     example = {"image": image, "label": 0}
     with pytest.raises(InputError, match="the source has no"):
         Preprocess.parse(text)(example, np.random.default_rng(0))
-    unknown = dataclasses.replace(Preprocess.parse(text), annotated=False, evaluation=True)
+    unknown = dataclasses.replace(Preprocess.parse(text), prediction=True)
     found = unknown(example, np.random.default_rng(0))
     assert found.keys() == {"image", "label", "affine", "content"}
     np.testing.assert_array_equal(found["image"][:4], image)

@@ -126,13 +126,13 @@ def test_logits_come_back_at_the_original_resolution():
     task = make(SEGMENTER | {"decoder": "linear"})
     task = type(task)(**{**task.__dict__, "model": OfColour()})
     plain = predicted(task, {}, batch(evaluation=True))
-    truth = best_at_original(np.moveaxis(np.asarray(plain["logits"][0]), -1, 0), 1,
-                             plain["affine"][0], (16, 24))  # fmt: skip
+    maps = np.moveaxis(np.asarray(plain["logits"][0]), -1, 0)
+    truth = best_at_original([(maps, plain["affine"][0])], 1, (16, 24))
     np.testing.assert_array_equal(truth, np.asarray(plain["logits"][0]).argmax(-1))
     for ops in ("resize((32, 48))", "flip_lr(1)", "letterbox((40, 64))", "letterbox((64, 48))"):
         found = predicted(task, {}, batch(f"{ops}|semantic", evaluation=True))
-        there = best_at_original(np.moveaxis(np.asarray(found["logits"][0]), -1, 0), 1,
-                                 found["affine"][0], (16, 24))  # fmt: skip
+        maps = np.moveaxis(np.asarray(found["logits"][0]), -1, 0)
+        there = best_at_original([(maps, found["affine"][0])], 1, (16, 24))
         assert (there == truth).mean() > 0.9, ops
     with pytest.raises(InputError, match="cuts off a part of the image"):
         at_original(np.zeros((1, 8, 8), np.float32), 1, np.array([1, 1, 0, 0.0]), (16, 24))

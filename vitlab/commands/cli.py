@@ -12,7 +12,7 @@ usage: vitlab VERB ...
 
   convert    published weights into another library's format, or a look at what they are
   data       check a data set before it costs a night, or draw what is annotated in it
-  evaluate   measure a run again, or judge its frozen features: kNN, linear, few-shot
+  evaluate   measure a run on a whole split, its own or other data, and write a report to read
   inspect    pictures of what a run's backbone sees: attention, features in colours, neighbours
 
 vitlab VERB --help says more. To train: python -m vitlab.main --config FILE.

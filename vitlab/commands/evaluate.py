@@ -1,11 +1,13 @@
-"""`vitlab evaluate`: measures a run again, or judges its frozen features."""
+"""`vitlab evaluate`: measures a run on a whole split, or judges its frozen features."""
 
 import dataclasses
-import json
+import pathlib
 from typing import Any, get_args
 
 from vitlab import config as config_lib
 from vitlab.commands.arguments import parse as parse_arguments
+from vitlab.data.sources import open_source
+from vitlab.data.splits import split_names
 from vitlab.errors import InputError
 
 USAGE = """\
@@ -20,18 +22,23 @@ of its backbone, whatever it was trained for:
   few_shot   closed form on 1, 5, 10 and 25 examples a class
 
   WORKDIR               a working directory, or one of its checkpoints/STEP
-  --source SOURCE       other data than the run's, such as folder:photos; name its splits too.
-                        Without a protocol: of the same classes, for the run's evaluators
+  --data SOURCE         other data than the run's, such as folder:photos. Without a protocol: of
+                        the same classes, for the run's evaluators, and the whole of the splits
+                        that these name unless --split says otherwise. With one: name its splits
+  --out DIR             where to write; default WORKDIR/evaluate
   --split, --train_split, --preprocess, --batch_size, --layer
                         as in config.evaluators.NAME of the kind "features"
 
+  vitlab evaluate runs/quickstart
+  vitlab evaluate runs/flowers --data folder:photos --split train --out photos_report
   vitlab evaluate runs/mae knn linear --split test
-  vitlab evaluate runs/simclr few_shot --source folder:photos --split val --layer stage_3
+  vitlab evaluate runs/simclr few_shot --data folder:photos --split val --layer stage_3
 
 Fine-tuning is a training of its own: see configs/finetune_*.py and --config.init_from=WORKDIR.
-Numbers go to the terminal and WORKDIR/evaluate/result.json, pictures to the same folder."""
+Numbers go to the terminal, and with all pictures to DIR/report/index.html, one file to read and to
+hand on; DIR/result.json has them for scripts, DIR/report/NAME/ the pictures."""
 
-OPTIONS = ("source", "split", "train_split", "preprocess", "batch_size", "layer")
+OPTIONS = ("data", "out", "split", "train_split", "preprocess", "batch_size", "layer")
 
 
 def run(arguments: list[str]) -> None:
@@ -44,12 +51,13 @@ def run(arguments: list[str]) -> None:
 
     from rich.console import Console
 
-    from vitlab.training.evaluator import make_evaluator
     from vitlab.training.experiment import EvaluatorConfig
+    from vitlab.training.measuring import measure
     from vitlab.training.progress import metrics_table
     from vitlab.training.trained import load_trained
 
     trained = load_trained(workdir)
+    out = pathlib.Path(options.pop("out", trained.workdir / "evaluate")).expanduser()
     sections = trained.experiment.evaluators
     if protocols:
         section = _features_section(protocols, options, trained.experiment)
@@ -59,35 +67,16 @@ def run(arguments: list[str]) -> None:
             )
         }
     elif options:
-        sections = {name: _changed(section, options) for name, section in sections.items()}
+        sections = _changed(sections, options, trained.experiment.data.source)
     if not sections:
         raise InputError(f"{workdir} has no evaluators in its config: name a protocol, such as knn")
-    metrics: dict[str, float] = {}
-    out = trained.workdir / "evaluate"
-    for name, section in sections.items():
-        evaluator = make_evaluator(
-            name,
-            section,
-            trained.experiment.data,
-            trained.experiment.batch_size,
-            trained.classes,
-            trained.task,
-            trained.mesh,
-        )
-        ema = section.wants_ema(trained.experiment.ema_decay)
-        variables = trained.ema if ema else trained.variables
-        evaluator.metric_names(variables)  # finds what does not fit at once
-        measured, outputs = evaluator.run(variables, print)
-        metrics |= measured
-        (out / name).mkdir(parents=True, exist_ok=True)
-        evaluator.draw(outputs, out / name)
-    Console(force_jupyter=False).print(metrics_table(metrics))
-    result = {
-        "metrics": metrics,
-        "step": trained.step,
-        "evaluators": {name: config_lib.as_dict(section) for name, section in sections.items()},
-    }
-    (out / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+    try:
+        result = measure(trained, sections, out, print)
+    except InputError as e:
+        hint = _split_hint(options, sections)
+        raise InputError(f"{e}{hint}") from e
+    Console(force_jupyter=False).print(metrics_table(result["metrics"]))
+    print(f"report in {out / 'report' / 'index.html'}")
 
 
 def parse(arguments: list[str]) -> tuple[str, list[str], dict[str, Any]]:
@@ -112,12 +101,43 @@ def parse(arguments: list[str]) -> tuple[str, list[str], dict[str, Any]]:
     return plain[0], plain[1:], options
 
 
-def _changed(section, options):
-    """An evaluator's section with what the command line says instead."""
+def _changed(sections, options, own: str) -> dict[str, Any]:
+    """The run's evaluators with what the command line says instead; of two that it makes alike, as
+    two splits become one, the first."""
     for name in options:
         if name in ("train_split", "layer"):
             raise InputError(f"--{name} is for protocols: name one, such as knn")
-    return dataclasses.replace(section, **options)
+    given = {"source" if name == "data" else name: value for name, value in options.items()}
+    changed: dict[str, Any] = {}
+    for name, section in sections.items():
+        values = dict(given)
+        if "data" in options:
+            # A part of the run's data says nothing about other data: all of the split is measured.
+            values.setdefault("split", "+".join(dict.fromkeys(split_names(section.split))))
+        if "data" in options and section.features:
+            # What judges features goes on learning from the run's data.
+            learned = section.features.train_source or section.source or own
+            values["features"] = dataclasses.replace(section.features, train_source=learned)
+        new = dataclasses.replace(section, **values)
+        if all(dataclasses.replace(new, every=old.every) != old for old in changed.values()):
+            changed[name] = new
+    return changed
+
+
+def _split_hint(options, sections) -> str:
+    """What to write where other data lack the run's split, but have a train."""
+    if "data" not in options or "split" in options:
+        return ""
+
+    def opens(split: str) -> bool:
+        try:
+            return bool(open_source(options["data"], split))
+        except InputError:
+            return False
+
+    if all(opens(section.split) for section in sections.values()) or not opens("train"):
+        return ""
+    return "; to evaluate on the split train, add --split train"
 
 
 def _features_section(protocols, options, experiment) -> dict[str, Any]:
@@ -126,11 +146,12 @@ def _features_section(protocols, options, experiment) -> dict[str, Any]:
     own = [s for s in sections if s.kind == "features"] or list(sections)
     section = config_lib.as_dict(own[0]) if own else {}
     features = section.get("features") or {"train_split": experiment.data.split}
-    if "source" in options:
+    if "data" in options:
         features["train_source"] = ""
     keep = ("source", "split", "preprocess", "batch_size", "params", "on_error")
     section = {key: section[key] for key in keep if key in section}
     for key, value in options.items():
+        key = "source" if key == "data" else key
         (features if key in ("train_split", "layer") else section)[key] = value
     for key in ("split", "preprocess"):
         if key not in section:

@@ -2,6 +2,7 @@
 
 import io
 import math
+import threading
 from typing import Annotated, Literal
 
 import numpy as np
@@ -22,14 +23,15 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Pillow warns from here on and refuses twice as many on its own, whatever a caller allows.
-_MAX_PIXELS = 89_478_485
+# Pillow warns from here on, and refuses twice as many.
+MAX_PIXELS = 89_478_485
+_OPENING = threading.Lock()
 
 
 def decode(
     image: bytes | np.ndarray,
     channels: Literal[1, 3] = 3,
-    max_pixels: Annotated[int, Between(1, 2 * _MAX_PIXELS)] = _MAX_PIXELS,
+    max_pixels: Annotated[int, Between(1, 10**10)] = MAX_PIXELS,
 ) -> np.ndarray:
     """Decodes a JPEG, PNG, WebP, BMP or GIF (its first frame) and turns it upright as EXIF says.
 
@@ -51,7 +53,7 @@ def decode(
     """
     if isinstance(image, np.ndarray):
         return image
-    return _pixels(_upright(_loaded(bytes(image), _FORMATS, max_pixels)), channels)
+    return pixels_of(_loaded(bytes(image), _FORMATS, max_pixels), channels)
 
 
 def decode_mask(data: bytes) -> np.ndarray:
@@ -64,7 +66,7 @@ def decode_mask(data: bytes) -> np.ndarray:
     Raises:
       InputError: the bytes are no PNG or are damaged, or it is too large (see `decode`).
     """
-    picture = _loaded(data, ("PNG",), _MAX_PIXELS)
+    picture = _loaded(data, ("PNG",), MAX_PIXELS)
     if picture.mode in ("RGB", "RGBA"):
         return np.asarray(picture)[..., :3]
     levels = np.asarray(picture.getchannel(0) if picture.mode == "LA" else picture)
@@ -74,6 +76,11 @@ def decode_mask(data: bytes) -> np.ndarray:
     return levels.astype(np.int32)
 
 
+def pixels_of(picture: Image.Image, channels: Literal[1, 3] = 3) -> np.ndarray:
+    """A Pillow image of any mode as `decode` gives it: uint8[height, width, channels]."""
+    return _pixels(_upright(picture), channels)
+
+
 def image_size(data: bytes, where: str) -> tuple[int, int]:
     """Width and height in pixels of an encoded image, upright as EXIF says, from its header.
 
@@ -81,7 +88,7 @@ def image_size(data: bytes, where: str) -> tuple[int, int]:
       InputError: it is no image; the line begins with `where`.
     """
     try:
-        picture = Image.open(io.BytesIO(data), formats=_FORMATS)
+        picture = _opened(data, _FORMATS)
         turned = picture.getexif().get(_ORIENTATION, 1) >= 5
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -91,7 +98,7 @@ def image_size(data: bytes, where: str) -> tuple[int, int]:
 
 def _loaded(data: bytes, formats: tuple[str, ...], max_pixels: int) -> Image.Image:
     try:
-        picture = Image.open(io.BytesIO(data), formats=formats)
+        picture = _opened(data, formats)
         if math.prod(picture.size) > max_pixels:
             width, height = picture.size
             raise InputError(
@@ -112,6 +119,16 @@ def _loaded(data: bytes, formats: tuple[str, ...], max_pixels: int) -> Image.Ima
             f"the image ({len(data)} bytes) is damaged or cut short: {reason}"
         ) from None
     return picture
+
+
+def _opened(data: bytes, formats: tuple[str, ...]) -> Image.Image:
+    """Reads the header alone, of an image of any size: who calls holds it against a limit."""
+    with _OPENING:  # Pillow's own limit is one for the whole process.
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(io.BytesIO(data), formats=formats)
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
 
 
 def _upright(picture: Image.Image) -> Image.Image:

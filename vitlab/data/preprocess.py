@@ -185,15 +185,14 @@ class Preprocess:
       evaluation: whether nothing is learned from boxes and segments, which are known from the
         source: `pad_boxes` then leaves all boxes out, so that an image may have any number of
         objects, and of `semantic` and `pad_segments` only `affine` and `content` remain.
-      annotated: false for images of which no more is known: only `affine` and `content` then remain
-        of `pad_boxes` too, and no source needs to have boxes or segments.
+      prediction: whether there is only an image: of `pad_boxes` too no more remains than that.
     """
 
     ops: tuple[Op, ...]
     scale: np.ndarray = dataclasses.field(compare=False, repr=False)
     shift: np.ndarray = dataclasses.field(compare=False, repr=False)
     evaluation: bool = False
-    annotated: bool = True
+    prediction: bool = False
 
     @classmethod
     def parse(cls, text: str) -> "Preprocess":
@@ -247,8 +246,8 @@ class Preprocess:
         example = {**example, "image": self._checked(example["image"])}
         known = {"boxes": example.pop("objects", None), "segments": example.pop("segments", None)}
         wanted = [op.name for op in self.ops if op.name in _TRUTH]
-        for name in wanted if self.annotated else ():
-            if known[_TRUTH[name]] is None:
+        for name in wanted:
+            if known[_TRUTH[name]] is None and not self.prediction:
                 raise InputError(f"{name}: the source has no {_TRUTH[name]}")
         for op in self.ops[:-1]:
             if wanted and "affine" not in example and op.name != "decode":
@@ -256,8 +255,8 @@ class Preprocess:
             arguments = dict(op.arguments)
             if op.name in _RANDOM:
                 arguments["rng"] = rng
-            left = self.evaluation and _TRUTH.get(op.name) == "segments"
-            if left or (op.name in _TRUTH and not self.annotated):
+            of_segments = _TRUTH.get(op.name) == "segments"
+            if (self.prediction and op.name in _TRUTH) or (self.evaluation and of_segments):
                 example = targets.with_place(example)
             elif op.name in _ON_EXAMPLE:
                 example = _OPS[op.name](example, **arguments)
@@ -290,7 +289,7 @@ class Preprocess:
         self, example: dict, boxes: Annotation | None, segments: Callable | None
     ) -> dict:
         example = targets.with_affine(example)
-        if not self.annotated:
+        if self.prediction:
             return example
         if self.boxes:
             example = targets.with_boxes(example, boxes)

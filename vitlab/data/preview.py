@@ -1,4 +1,5 @@
-"""Pictures of an image with the objects or segments that are annotated in it, to look at."""
+"""Pictures of an image with the objects or segments that are annotated or found in it, to look
+at."""
 
 import colorsys
 from collections.abc import Iterator, Sequence
@@ -11,19 +12,24 @@ from vitlab.data.segments import BACKGROUND, Segments
 
 _READABLE = 1280  # Pixels of the longer side; smaller images are enlarged by a whole number.
 _FILL = 100  # How opaque a mask is, of 255.
+_BAR = "#0072B2"
 
 
 def draw_objects(
-    image: np.ndarray, annotation: Annotation, class_names: Sequence[str]
+    image: np.ndarray,
+    annotation: Annotation,
+    class_names: Sequence[str],
+    scores: Sequence[float] | None = None,
 ) -> Image.Image:
     """Draws boxes with names, and masks as a translucent fill, in one colour a class.
 
-    A crowd's outline is dashed; "crowd" and "difficult" stand behind the names.
+    A crowd's outline is dashed; "crowd", "difficult" and scores stand behind the names.
 
     Args:
         image: uint8[height, width, 3].
         annotation: of the image.
         class_names: of the labels in it.
+        scores: of the objects, in [0, 1], where they were found by a model.
 
     Returns:
         The picture in RGB, of the image's size or a multiple of it.
@@ -43,7 +49,8 @@ def draw_objects(
     font = ImageFont.load_default(max(12, max(size) // 85))
     for i in order:
         flags = [f for f in ("crowd", "difficult") if getattr(annotation, f)[i]]
-        text = " ".join([class_names[annotation.labels[i]], *flags])
+        score = [] if scores is None else [f"{scores[i]:.0%}"]
+        text = " ".join([class_names[annotation.labels[i]], *flags, *score])
         corners = _corners(annotation.boxes[i] * zoom, size)
         _name(draw, corners, text, _color(annotation.labels[i]), font)
     return picture
@@ -76,6 +83,34 @@ def draw_segments(
     border[1:] |= places[1:] != places[:-1]
     picture.paste("white", None, Image.fromarray(border.astype(np.uint8) * 255))
     return _with_legend(picture, segments, segment_names)
+
+
+def draw_classes(image: np.ndarray, classes: Sequence[tuple[str, float]]) -> Image.Image:
+    """Draws an image above a bar for each of some classes.
+
+    Args:
+        image: uint8[height, width, 3].
+        classes: names and probabilities, the first on top.
+
+    Returns:
+        The picture in RGB, the image at the top in its size or a multiple of it.
+    """
+    picture, _ = _enlarged(image)
+    font = ImageFont.load_default(max(12, max(picture.size) // 45))
+    line = round(font.size * 1.6)
+    names = max((font.getlength(name) for name, _ in classes), default=0)
+    left, right = round(names) + line, round(font.getlength("100.0%")) + line
+    width = max(picture.width, left + right + 8 * line)
+    canvas = Image.new("RGB", (width, picture.height + line * len(classes) + line), "white")
+    canvas.paste(picture)
+    draw = ImageDraw.Draw(canvas)
+    for row, (name, probability) in enumerate(classes):
+        y = picture.height + line // 2 + row * line
+        end = left + (width - left - right) * probability
+        draw.text((line // 2, y), name, fill="black", font=font)
+        draw.rectangle((left, y + line // 8, max(end, left + 1), y + line * 3 // 4), fill=_BAR)
+        draw.text((end + line // 4, y), f"{probability:.1%}", fill="black", font=font)
+    return canvas
 
 
 def _with_legend(picture: Image.Image, segments: Segments, names: Sequence[str]) -> Image.Image:

@@ -1,5 +1,7 @@
 """From what a model says of an image as it sees it to the image's original resolution."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from PIL import Image
 
@@ -53,14 +55,18 @@ def at_original(
 
 
 def best_at_original(
-    maps: np.ndarray, stride: int, affine: np.ndarray, size: tuple[int, int]
+    views: Sequence[tuple[np.ndarray, np.ndarray]], stride: int, size: tuple[int, int]
 ) -> np.ndarray:
     """Which of the maps is the greatest at each pixel of the original image: i64[height, width].
-    Arguments and errors as of `at_original`."""
-    found = [
-        at_original(maps, stride, affine, size, rows).argmax(axis=0)
-        for rows in bands(len(maps), size)
-    ]
+
+    Args:
+        views: maps and affine as of `at_original`; of several views the sum counts.
+        stride, size: as of `at_original`, and so are the errors.
+    """
+    found = []
+    for rows in bands(len(views[0][0]), size):
+        seen = [at_original(maps, stride, affine, size, rows) for maps, affine in views]
+        found.append(sum(seen).argmax(axis=0))
     return np.concatenate(found)
 
 

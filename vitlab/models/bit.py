@@ -160,7 +160,7 @@ class BiT(nn.Module):
             # Zeros join the maximum at the border, as in big_transfer. No activation came before,
             # so they differ from the -inf that pads other pools.
             x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding="VALID")
+            x = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding="VALID")
         else:
             x = StdConv(widths[0], 3, 1, self.dtype, name="stem_conv")(images)
         out["stem"] = x

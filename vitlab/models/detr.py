@@ -119,7 +119,7 @@ class DETR(nn.Module):
 
         shape = (self.num_queries, self.width)
         query_positions = self.param("query_positions", nn.initializers.normal(1.0), shape)
-        query_positions = jnp.broadcast_to(query_positions, (len(x), *shape)).astype(dtype)
+        query_positions = jnp.broadcast_to(query_positions, (x.shape[0], *shape)).astype(dtype)
         queries, outputs = jnp.zeros_like(query_positions), []
         decoder_norm = norm(name="decoder_norm")
         for i in range(self.decoder_layers):

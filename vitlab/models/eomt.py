@@ -136,7 +136,7 @@ class EoMT(nn.Module):
 
         def predicted(x):
             y = vit.norm(x)
-            patches = y[:, number + vit.num_prefix :].reshape(len(y), *grid, -1)
+            patches = y[:, number + vit.num_prefix :].reshape(y.shape[0], *grid, -1)
             return predict(y[:, :number], patches, content), y
 
         found = []
@@ -158,7 +158,7 @@ class EoMT(nn.Module):
         last, y = predicted(x)
         layers = jax.tree.map(lambda *each: jnp.stack(each, axis=1), *found, last)
         stages = {
-            "feature_map": y[:, number + vit.num_prefix :].reshape(len(y), *grid, -1),
+            "feature_map": y[:, number + vit.num_prefix :].reshape(y.shape[0], *grid, -1),
             "queries": y[:, :number],
             "layers": layers,
         }

@@ -149,7 +149,7 @@ class PlainDETR(nn.Module):
             memory = norm(name="encoder_norm")(memory)
         stages = {"feature_map": features, "memory": memory.reshape(*features.shape[:3], -1)}
 
-        places = cell_places(images.shape[1:3], content, mask.shape[1:], len(mask))
+        places = cell_places(images.shape[1:3], content, mask.shape[1:], mask.shape[0])
         shape = (self.query_groups, self.num_queries)
         if self.two_stage:
             anchors = jnp.concatenate([places.centres, 3 * places.cells], axis=-1)
@@ -163,11 +163,11 @@ class PlainDETR(nn.Module):
             boxes = surest(likely, cells_mask, self.num_queries)[:, :groups]
         else:
             learned = nn.sigmoid(self.param("query_boxes", uniform_boxes, shape))[:groups]
-            boxes = jnp.broadcast_to(learned, (len(memory), *learned.shape))
-        boxes = boxes.reshape(len(memory), -1, 4)
+            boxes = jnp.broadcast_to(learned, (memory.shape[0], *learned.shape))
+        boxes = boxes.reshape(memory.shape[0], -1, 4)
         queries = self.param("queries", nn.initializers.normal(1.0), (*shape, self.width))
         queries = queries[:groups].reshape(1, -1, self.width).astype(dtype)
-        queries = jnp.broadcast_to(queries, (len(memory), *queries.shape[1:]))
+        queries = jnp.broadcast_to(queries, (memory.shape[0], *queries.shape[1:]))
         group = jnp.repeat(jnp.arange(groups), self.num_queries)
         there = jnp.ones(queries.shape[:2], bool)
         if self.denoising:

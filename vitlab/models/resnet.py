@@ -187,7 +187,9 @@ class ResNet(nn.Module):
         x = keep(nn.relu(norm(name="stem_norm")(x)))
         if self.stem == "imagenet":
             out["stem_conv"] = x
-            x = keep(nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1))))
+            # After the ReLU, zeros at the border are never the maximum.
+            x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+            x = keep(nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding="VALID"))
         out["stem"] = x
 
         for i, (depth, width) in enumerate(zip(self._depths(), self.widths, strict=True), 1):

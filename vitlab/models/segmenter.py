@@ -104,7 +104,7 @@ class Segmenter(nn.Module):
         x = rearrange(x, "b h w c -> b (h w) c")
         init = nn.initializers.truncated_normal(0.02)
         classes = self.param("class_embedding", init, (1, self.num_classes, width))
-        classes = jnp.broadcast_to(classes, (len(x), *classes.shape[1:])).astype(x.dtype)
+        classes = jnp.broadcast_to(classes, (x.shape[0], *classes.shape[1:])).astype(x.dtype)
         x = jnp.concatenate([x, classes], axis=1)
         if content is not None:
             mask = rearrange(mask, "b h w -> b (h w)")
@@ -124,7 +124,7 @@ class Segmenter(nn.Module):
         classes = project(name="class_projection")(x[:, -self.num_classes :])
         cells, classes = (y / jnp.linalg.norm(y, axis=-1, keepdims=True) for y in (cells, classes))
         logits = norm(dtype=float32, name="mask_norm")(cells @ classes.swapaxes(1, 2))
-        logits = logits.reshape(len(x), *grid, self.num_classes)
+        logits = logits.reshape(x.shape[0], *grid, self.num_classes)
         return logits, stages | {"cells": cells, "classes": classes, "logits": logits}
 
     def predict(self, images: Array, content: Array | None = None) -> Array:

@@ -92,7 +92,8 @@ class MAPHead(nn.Module):
     def __call__(self, x):
         """x: f[batch, tokens, width] -> f[batch, width]."""
         probe = self.param("probe", XAVIER, (1, 1, x.shape[-1])).astype(x.dtype)
-        x = self.make_attention(name="attention")(jnp.repeat(probe, len(x), axis=0), x)
+        probe = jnp.broadcast_to(probe, (x.shape[0], 1, x.shape[-1]))
+        x = self.make_attention(name="attention")(probe, x)
         x = x + self.make_mlp(name="mlp")(self.make_norm(name="norm")(x))
         return x[:, 0]
 
@@ -246,7 +247,9 @@ class ViT(nn.Module):
     def with_prefix(self, prefix, tokens, rope=None, mask=None):
         """Puts tokens that are no patches, f[1, some, width] each, before the tokens, with rows of
         the rotary table that turn nothing, and with a mask that lets them be attended to."""
-        prefix = [jnp.repeat(p.astype(tokens.dtype), len(tokens), axis=0) for p in prefix]
+        prefix = [p.astype(tokens.dtype) for p in prefix]
+        # shape[0], not len, which a batch of any size in an exported model has none of.
+        prefix = [jnp.broadcast_to(p, (tokens.shape[0], *p.shape[1:])) for p in prefix]
         x = jnp.concatenate([*prefix, tokens], axis=1)
         number = x.shape[1] - tokens.shape[1]
         if rope is not None:  # cosine 1, sine 0

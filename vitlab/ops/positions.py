@@ -209,7 +209,7 @@ def sine_positions(mask: jax.Array, width: int, temperature: float = 10_000.0) -
     Raises:
         InputError: the width is not a multiple of 4.
     """
-    counts = [jnp.cumsum(mask, axis, dtype=jnp.float32) for axis in (1, 2)]
+    counts = [jnp.cumsum(mask.astype(jnp.float32), axis=axis) for axis in (1, 2)]
     ends = counts[0][:, -1:], counts[1][:, :, -1:]
     places = [count / (end + 1e-6) for count, end in zip(counts, ends, strict=True)]
     return sine_embedding(jnp.stack(places, axis=-1), width // 2, temperature)

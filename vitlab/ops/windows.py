@@ -19,7 +19,7 @@ def pad_to_multiple(
     if not any(lacking):
         return images, content
     if content is None:
-        content = jnp.broadcast_to(jnp.array(images.shape[1:3]), (len(images), 2))
+        content = jnp.broadcast_to(jnp.array(images.shape[1:3]), (images.shape[0], 2))
     return jnp.pad(images, [(0, 0), *((0, more) for more in lacking), (0, 0)]), content
 
 
@@ -71,9 +71,9 @@ def sliding_window(
     if content is not None:
         content = jnp.clip(content[:, None] - corners, 0, jnp.array(sides)).reshape(-1, 2)
     found = predict(pieces.reshape(-1, *pieces.shape[2:]), content)[0]
-    found = found.reshape(len(images), len(corners), *found.shape[1:]).swapaxes(0, 1)
+    found = found.reshape(images.shape[0], len(corners), *found.shape[1:]).swapaxes(0, 1)
     grid = [side // stride for side in images.shape[1:3]]
-    total, count = jnp.zeros((len(images), *grid, found.shape[-1]), found.dtype), np.zeros(grid)
+    total, count = jnp.zeros((images.shape[0], *grid, found.shape[-1]), found.dtype), np.zeros(grid)
     for piece, (y, x) in zip(found, corners // stride, strict=True):
         rows, columns = (
             slice(a, a + side) for a, side in zip((y, x), piece.shape[1:3], strict=True)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
@@ -17,6 +17,7 @@ from vitlab.evaluation import pictures
 from vitlab.models.build import build_model, model_settings
 from vitlab.ops import augment as augment_ops
 from vitlab.ops import keys, losses, mixing
+from vitlab.tasks.predictions import ClassPrediction
 from vitlab.tasks.task import Arrays, Examples
 
 
@@ -205,13 +206,34 @@ class Classification:
         """The model's stages."""
         return self.model.apply(variables, images)[1]
 
+    def predict(self, variables: Arrays, batch: Arrays, normalize: Callable) -> Arrays:
+        """Of each row the logits f32[classes]."""
+        logits, _ = self.model.apply(variables, normalize(batch["image"]))
+        return {"logits": logits.astype(jnp.float32)}
+
+    def predictions(
+        self, views: Sequence[Arrays], sizes: Sequence[tuple[int, int]], things: Sequence[bool]
+    ) -> list[ClassPrediction]:
+        """The softmax of the logits, of several views the mean."""
+        del sizes, things
+        each = [np.asarray(jax.nn.softmax(view["logits"])) for view in views]
+        return [ClassPrediction(row, self.classes) for row in np.mean(each, axis=0)]
+
+    def in_pixels(self, outputs: Arrays, rows: jax.Array, columns: jax.Array) -> Arrays:
+        """The logits, and `probabilities`, their softmax."""
+        del rows, columns
+        return {**outputs, "probabilities": jax.nn.softmax(outputs["logits"])}
+
     def evaluate(self, variables: Arrays, batch: Arrays, normalize: Callable) -> Arrays:
+        """See `judged`."""
+        return self.judged(self.predict(variables, batch, normalize), batch)
+
+    def judged(self, outputs: Arrays, batch: Arrays) -> Arrays:
         """Of each row: label i32, nll f32, top_k i32[5 or fewer] best first, confidence f32.
 
         nll and confidence are those of the softmax, whatever the loss.
         """
-        logits, _ = self.model.apply(variables, normalize(batch["image"]))
-        log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
+        log_probs = jax.nn.log_softmax(outputs["logits"])
         best, top_k = jax.lax.top_k(log_probs, min(5, len(self.classes)))
         nll = -jnp.take_along_axis(log_probs, batch["label"][:, None], axis=1)[:, 0]
         return {

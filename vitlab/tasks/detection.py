@@ -5,7 +5,7 @@ import dataclasses
 import json
 import math
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -24,6 +24,7 @@ from vitlab.ops import keys
 from vitlab.ops.boxes import to_centres, to_corners
 from vitlab.tasks.backbone import AroundBackbone
 from vitlab.tasks.photometric import AugmentConfig, photometric, without_padding
+from vitlab.tasks.predictions import ObjectPrediction, suppressed
 from vitlab.tasks.task import Arrays, Examples
 
 # Detections of an image that are kept, as many as COCO counts.
@@ -141,9 +142,13 @@ class Detection(AroundBackbone):
         return terms, {"iou": iou}, new_state
 
     def evaluate(self, variables: Arrays, batch: Arrays, normalize: Callable) -> Arrays:
+        """See `predict`."""
+        _check(batch, "the evaluator's preprocess")
+        return self.predict(variables, batch, normalize)
+
+    def predict(self, variables: Arrays, batch: Arrays, normalize: Callable) -> Arrays:
         """Of each row the best detections: boxes f32[k, 4] as corners in pixels of the original
         image, scores f32[k] best first, labels i32[k]."""
-        _check(batch, "the evaluator's preprocess")
         images = without_padding(normalize(batch["image"]), batch)
         found, _ = self.model.apply(variables, images, batch.get("content"))
         size = jnp.tile(_size(batch)[:, None, ::-1], 2)
@@ -159,11 +164,27 @@ class Detection(AroundBackbone):
         else:
             p = jax.nn.sigmoid(found.logits)
             classes = p.shape[2]
-            flat = p.reshape(len(p), -1)
+            flat = p.reshape(p.shape[0], -1)
             scores, order = jax.lax.top_k(flat, min(MAX_DETECTIONS, flat.shape[1]))
             order, labels = order // classes, order % classes
         boxes = jnp.take_along_axis(boxes, order[..., None], axis=1)
         return {"boxes": boxes, "scores": scores, "labels": labels.astype(jnp.int32)}
+
+    def predictions(
+        self, views: Sequence[Arrays], sizes: Sequence[tuple[int, int]], things: Sequence[bool]
+    ) -> list[ObjectPrediction]:
+        """The detections, clipped to their image; those of several views without duplicates."""
+        del things
+        made = []
+        for index, (height, width) in enumerate(sizes):
+            parts = [[view[key][index] for view in views] for key in ("boxes", "scores", "labels")]
+            boxes, scores, labels = map(np.concatenate, parts)
+            found = metrics_lib.Detections(
+                boxes.clip(0, [width, height, width, height]), scores, labels
+            )
+            found = suppressed(found) if len(views) > 1 else found
+            made.append(ObjectPrediction(found.boxes, found.scores, found.labels, self.classes))
+        return made
 
     def show(self, variables: Arrays, batch: Arrays, normalize: Callable) -> Arrays:
         """Nothing: the outputs of the whole split say what to draw."""
@@ -236,7 +257,7 @@ def _size(batch: Arrays) -> jax.Array:
     if "content" in batch:
         return batch["content"].astype(jnp.float32)
     return jnp.broadcast_to(
-        jnp.asarray(batch["image"].shape[1:3], jnp.float32), (len(batch["image"]), 2)
+        jnp.asarray(batch["image"].shape[1:3], jnp.float32), (batch["image"].shape[0], 2)
     )
 
 

@@ -3,7 +3,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -17,11 +17,14 @@ from vitlab.evaluation.segments import FoundSegments
 from vitlab.models.build import SEGMENTERS
 from vitlab.ops.pixel_losses import dice, hardest, pixel_cross_entropy
 from vitlab.ops.windows import upsample
+from vitlab.ops.resampling import to_original
 from vitlab.tasks.photometric import photometric, without_padding
+from vitlab.tasks.predictions import SegmentPrediction
 from vitlab.tasks.segmenting import (
     Segmenting,
     check_evaluation,
     of_each,
+    on_all_cores,
     semantic_counts,
     semantic_metrics,
     semantic_pictures,
@@ -116,16 +119,39 @@ class Segmentation(Segmenting):
     def evaluate(self, variables: Arrays, batch: Arrays, normalize: Callable) -> Arrays:
         """Of each row the logits f32[rows, columns, classes], and where its pixels come from."""
         check_evaluation(batch)
+        return self.predict(variables, batch, normalize)
+
+    def predict(self, variables: Arrays, batch: Arrays, normalize: Callable) -> Arrays:
+        """As `evaluate`."""
         images = without_padding(normalize(batch["image"]), batch)
         logits = self.model.apply(variables, images, batch.get("content"), method="predict")
         return {"logits": logits, "affine": batch["affine"]}
+
+    def predictions(
+        self, views: Sequence[Arrays], sizes: Sequence[tuple[int, int]], things: Sequence[bool]
+    ) -> list[SegmentPrediction]:
+        """A segment for each class; of several views by the mean of their logits."""
+        del things
+        labels = np.arange(len(self.classes), dtype=np.int32)
+        maps = on_all_cores(lambda i: self._labels(views, i, sizes[i]), range(len(sizes)))
+        segments = [FoundSegments(each.astype(np.int32), labels) for each in maps]
+        return [SegmentPrediction(each, self.classes) for each in segments]
+
+    def in_pixels(self, outputs: Arrays, rows: jax.Array, columns: jax.Array) -> Arrays:
+        """`labels` i32[batch, height, width], the class of each pixel."""
+        maps, stride = outputs["logits"], self.model.stride
+        logits = to_original(maps, stride, outputs["affine"], rows, columns)
+        return {"labels": logits.argmax(axis=1).astype(jnp.int32)}
 
     def reduce(self, outputs: Mapping[str, np.ndarray], examples: Examples) -> Arrays:
         """What is counted in each image at its original resolution: see `semantic_counts`."""
 
         def count(index):
             truth = examples.segments(outputs["id"][index]).semantic()
-            found = self._labels(outputs, index, truth.shape)
+            if "labels" in outputs:  # of `in_pixels`
+                found = outputs["labels"][index]
+            else:
+                found = self._labels([outputs], index, truth.shape)
             return semantic_counts(truth, found, len(self.classes))
 
         counted = of_each(count, len(outputs["id"]))
@@ -147,7 +173,7 @@ class Segmentation(Segmenting):
         truth = [examples.segments(i) for i in shown["id"]]
         labels = np.arange(len(self.classes), dtype=np.int32)  # a segment for each class
         found = [
-            FoundSegments(self._labels(shown, index, each.map.shape).astype(np.int32), labels)
+            FoundSegments(self._labels([shown], index, each.map.shape).astype(np.int32), labels)
             for index, each in enumerate(truth)
         ]
         images = [examples.original(i) for i in shown["id"]]
@@ -155,7 +181,9 @@ class Segmentation(Segmenting):
         draw.segmentation_beside_truth(images, truth, found, self.classes, path)
         semantic_pictures(outputs, self.classes, directory)
 
-    def _labels(self, outputs: Mapping[str, np.ndarray], index: int, size) -> np.ndarray:
+    def _labels(self, views: Sequence[Arrays], index: int, size: tuple[int, int]) -> np.ndarray:
         """i[height, width], the class of each pixel of the original image."""
-        logits = np.moveaxis(outputs["logits"][index], -1, 0)
-        return best_at_original(logits, self.model.stride, outputs["affine"][index], size)
+        seen = [
+            (np.moveaxis(view["logits"][index], -1, 0), view["affine"][index]) for view in views
+        ]
+        return best_at_original(seen, self.model.stride, size)

@@ -2,7 +2,7 @@
 
 import importlib
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import jax
@@ -12,6 +12,7 @@ from vitlab.config import nearest
 from vitlab.data.annotations import Annotation
 from vitlab.data.segments import Segments
 from vitlab.errors import InputError
+from vitlab.tasks.predictions import Prediction
 
 Arrays = Mapping[str, Any]
 
@@ -99,8 +100,42 @@ class Task(Protocol):
     def features(self, variables: Arrays, images: jax.Array) -> Arrays:
         """The backbone's stages, such as `pre_logits`, for normalized images, not in training."""
 
+    def predict(self, variables: Arrays, batch: Arrays, normalize: Callable) -> Arrays:
+        """What the model says of each row's image alone: a dict of arrays `[batch, ...]`.
+
+        Boxes and segments are told of the original image, by the batch's `affine` and `content`.
+
+        Raises:
+            InputError: of a task that predicts nothing.
+        """
+
+    def predictions(
+        self, views: Sequence[Arrays], sizes: Sequence[tuple[int, int]], things: Sequence[bool]
+    ) -> list[Prediction]:
+        """What `predict` gave, on the host, for a person.
+
+        Args:
+            views: outputs of the same images seen in one or several ways, which go together.
+            sizes: height and width of each original image.
+            things: which of the classes are of objects that can be counted, where that is known.
+
+        Raises:
+            InputError: several views do not go together.
+        """
+
+    def in_pixels(self, outputs: Arrays, rows: jax.Array, columns: jax.Array) -> Arrays:
+        """What `predict` gave for whole images of one size, as an exported model gives it.
+
+        Args:
+            outputs: of `predict`.
+            rows, columns: 0, 1, ... of the original images: f32[height], f32[width].
+        """
+
     def evaluate(self, variables: Arrays, batch: Arrays, normalize: Callable) -> Arrays:
         """Outputs for each row of a batch: a dict of arrays `[batch, ...]`."""
+
+    def judged(self, outputs: Arrays, batch: Arrays) -> Arrays:
+        """What `evaluate` gives, from what `predict` or `in_pixels` does."""
 
     def show(self, variables: Arrays, batch: Arrays, normalize: Callable) -> Arrays:
         """What `pictures` needs of a few rows besides: a dict of arrays `[batch, ...]`, or none."""

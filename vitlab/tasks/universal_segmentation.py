@@ -4,7 +4,7 @@ model is `models/eomt.py`, its loss `models/mask_loss.py`."""
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -23,6 +23,7 @@ from vitlab.models.build import UNIVERSAL_SEGMENTERS
 from vitlab.models.eomt import masking
 from vitlab.models.mask_loss import MaskLoss, segment_targets
 from vitlab.tasks.photometric import photometric, without_padding
+from vitlab.tasks.predictions import SegmentPrediction
 from vitlab.tasks.segmenting import (
     Segmenting,
     check_evaluation,
@@ -104,10 +105,44 @@ class UniversalSegmentation(Segmenting):
         """Of each row the queries' probabilities of the classes f32[queries, classes + 1] and their
         masks, logits f32[queries, rows, columns]; and where the image's pixels come from."""
         check_evaluation(batch)
+        return self.predict(variables, batch, normalize)
+
+    def predict(self, variables: Arrays, batch: Arrays, normalize: Callable) -> Arrays:
+        """As `evaluate`."""
         images = without_padding(normalize(batch["image"]), batch)
         found, _ = self.model.apply(variables, images, batch.get("content"))
         scores = jax.nn.softmax(found.logits)
         return {"scores": scores, "masks": found.masks, "affine": batch["affine"]}
+
+    def predictions(
+        self, views: Sequence[Arrays], sizes: Sequence[tuple[int, int]], things: Sequence[bool]
+    ) -> list[SegmentPrediction]:
+        """Panoptic segments, and the instances of things."""
+        if len(views) > 1:
+            raise InputError(
+                "the queries of two views of an image are not each other's: this task takes one"
+            )
+        (outputs,) = views
+
+        def of_one(index):
+            _, segments = self._segmented(outputs, index, sizes[index], things)
+            if not any(things):
+                return SegmentPrediction(segments, self.classes)
+            objects = instances(
+                outputs["scores"][index],
+                lambda query: self._masks(outputs, index, sizes[index], query)[0],
+                things,
+            )
+            order = np.argsort(-objects.scores, kind="stable")
+            objects = Detections(
+                objects.boxes[order],
+                objects.scores[order],
+                objects.labels[order],
+                [objects.masks[i] for i in order],
+            )
+            return SegmentPrediction(segments, self.classes, objects)
+
+        return on_all_cores(of_one, range(len(sizes)))
 
     def reduce(self, outputs: Mapping[str, np.ndarray], examples: Examples) -> Arrays:
         """What is counted in each image at its original resolution, see

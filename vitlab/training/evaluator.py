@@ -90,6 +90,11 @@ class Evaluator:
         self._show = jax.jit(show, compiler_options=options)
 
     @property
+    def split(self) -> Split:
+        """What it measures on."""
+        return self._split
+
+    @property
     def preprocess(self) -> Preprocess:
         """Of the split's images."""
         return self._split.preprocess

@@ -59,6 +59,11 @@ class FeatureEvaluator:
         self._features = jax.jit(features, compiler_options=options)
 
     @property
+    def split(self) -> Split:
+        """What it measures on."""
+        return self._test
+
+    @property
     def preprocess(self) -> Preprocess:
         """Of both splits' images."""
         return self._test.preprocess

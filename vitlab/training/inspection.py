@@ -80,7 +80,7 @@ class Inspection:
         broke: Callable[[str], None],
     ):
         self._task, self._variables, self._look, self._out = task, variables, look, out
-        self._preprocess = dataclasses.replace(preprocess, evaluation=True, annotated=False)
+        self._preprocess = dataclasses.replace(preprocess, prediction=True)
         self._normalize = normalizer(preprocess.scale, preprocess.shift)
         self._wrote, self._broke = wrote, broke
         self._first: tuple[str, tuple[int, ...]] | None = None  # image, and its shape

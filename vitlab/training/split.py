@@ -36,6 +36,10 @@ class Split:
         workers: processes that read.
         mesh: the devices.
 
+    Attributes:
+        counted: how many examples the last `run` counted.
+        broken: how many it left out because they cannot be read.
+
     Raises:
         InputError: a wrong source, split or preprocessing.
     """
@@ -57,6 +61,11 @@ class Split:
         self.preprocess = dataclasses.replace(preprocess, evaluation=True)
         self.normalize = normalizer(self.preprocess.scale, self.preprocess.shift)
         self._example = first_example(self.source, self.preprocess, config.on_error)
+        self.counted = self.broken = 0
+
+    def __len__(self) -> int:
+        """How many examples there are, broken ones too."""
+        return len(self.source)
 
     @property
     def labelled(self) -> bool:
@@ -131,6 +140,7 @@ class Split:
         if batches.broken:
             log(f"{name}: {batches.broken_report()}")
         rows = [each for each in (*pieces[:-1], fetched(pieces[-1])) if each is not None]
+        self.counted, self.broken = sum(len(row["id"]) for row in rows), len(batches.broken)
         return {k: np.concatenate([row[k] for row in rows]) for k in rows[0]}
 
     def image(self, index: int) -> np.ndarray:

@@ -48,25 +48,29 @@ def load_trained(path: os.PathLike | str) -> Trained:
     """Loads the newest checkpoint of a working directory, or one by its own path.
 
     Raises:
-        InputError: there is none, or it is damaged.
+        InputError: there is none, it is damaged, or another version of vitlab wrote it.
     """
     checkpoint = checkpoints.locate(path)
     workdir = pathlib.Path(checkpoint.path).parents[1]
-    try:
-        config = json.loads((workdir / "config.json").read_text())
-        meta = json.loads((checkpoint.path / "meta.json").read_text())
-    except (OSError, ValueError) as e:
-        raise InputError(f"{workdir} is no working directory: {e}") from e
-    # On whatever devices there are now.
-    experiment = Experiment.from_config({**config, "parallelism": {}})
+    config = _json_object(workdir / "config.json", workdir)
+    meta_path = pathlib.Path(checkpoint.path) / "meta.json"
+    meta = _json_object(meta_path, workdir)
+    if not isinstance(meta.get("classes"), list):
+        raise InputError(f"{_other_version(workdir)}: {meta_path} lacks the key 'classes'")
     classes = tuple(meta["classes"])
-    task = task_class(experiment.task).from_config(
-        experiment.model,
-        experiment.loss,
-        experiment.augment,
-        classes,
-        jnp.dtype(experiment.dtype()),
-    )
+    try:
+        # On whatever devices there are now; and nothing is logged.
+        experiment = Experiment.from_config({**config, "parallelism": {}, "logging": {}})
+        task = task_class(experiment.task).from_config(
+            experiment.model,
+            experiment.loss,
+            experiment.augment,
+            classes,
+            jnp.dtype(experiment.dtype()),
+        )
+    except InputError as e:
+        # Whatever wrote it could read it.
+        raise InputError(f"{_other_version(workdir)}: in its config.json {e}") from e
     try:
         state = checkpoints.restore(checkpoint, only=["ema", "params", "model_state"])
     except checkpoints.DamagedError as e:
@@ -77,3 +81,21 @@ def load_trained(path: os.PathLike | str) -> Trained:
     variables, ema = (jax.device_put(tree or None, whole) for tree in (variables, state.get("ema")))
     ids = tuple(meta.get("category_ids", ()))
     return Trained(workdir, checkpoint.step, experiment, classes, ids, task, mesh, variables, ema)
+
+
+def _json_object(path: pathlib.Path, workdir: pathlib.Path) -> dict[str, Any]:
+    """What a JSON file of a working directory holds."""
+    try:
+        found = json.loads(path.read_text())
+    except OSError as e:
+        reason = e.strerror or type(e).__name__
+        raise InputError(f"{workdir} is no working directory: {path}: {reason}") from e
+    except ValueError as e:
+        raise InputError(f"{path} is damaged, it is no JSON: {e}") from e
+    if not isinstance(found, dict):
+        raise InputError(f"{path} is damaged: it holds no object of keys")
+    return found
+
+
+def _other_version(workdir: pathlib.Path) -> str:
+    return f"{workdir} is of another version of vitlab, or was changed by hand"

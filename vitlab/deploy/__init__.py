@@ -1,0 +1,1 @@
+"""Models out of the lab: predictions on any image, and exported files."""

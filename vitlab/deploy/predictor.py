@@ -1,0 +1,239 @@
+"""A trained model on any image: files, arrays or Pillow images to predictions."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from vitlab.data.decode import MAX_PIXELS, decode, pixels_of
+from vitlab.data.folders import read_file
+from vitlab.data.image_ops import grey_to_rgb, to_grey
+from vitlab.data.op_strings import Op
+from vitlab.data.preprocess import Preprocess
+from vitlab.errors import InputError
+from vitlab.tasks.predictions import Prediction
+from vitlab.tasks.task import Task
+
+# A file, encoded bytes, pixels uint8[height, width(, 1 or 3)], or a Pillow image of any mode.
+Picture = os.PathLike | str | bytes | np.ndarray | Image.Image
+Augmentation = Literal["flip"]
+
+
+class Predicted(NamedTuple):
+    """What became of one picture.
+
+    Attributes:
+        picture: as it was given.
+        image: its pixels uint8[height, width, channels], upright; None if it cannot be read.
+        prediction: what the model says, or why it says nothing.
+    """
+
+    picture: Picture
+    image: np.ndarray | None
+    prediction: Prediction | InputError
+
+
+class Predictor:
+    """What a run has learned, applied: `vitlab.load("runs/flowers").predict("rose.jpg")`.
+
+    Attributes:
+        task: what was learned, with its model and the names of its classes.
+        variables: of the model.
+        preprocess: of the images.
+        category_ids: the data set's own numbers of the classes, where it had such.
+        things: which classes are of objects that can be counted, where that is known.
+        channels: of the images that the preprocessing takes: 1 or 3.
+
+    Args:
+        max_pixels: the most pixels that a file's image may have.
+
+    Raises:
+        InputError: the preprocessing is wrong or random, or fits the model with no channels.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        variables: dict[str, Any],
+        preprocess: str,
+        category_ids: Sequence[int] = (),
+        things: Sequence[bool] = (),
+        max_pixels: int = MAX_PIXELS,
+    ):
+        parsed = Preprocess.parse(preprocess)
+        self.preprocess = dataclasses.replace(parsed, prediction=True)
+        self.task, self.max_pixels = task, max_pixels
+        self.category_ids, self.things = tuple(category_ids), tuple(things)
+        self.variables = jax.device_put(variables, jax.devices()[0])
+        self.channels = input_channels(task, variables, self.preprocess)
+
+        def predict(variables, batch):
+            return task.predict(variables, batch, self._normalize)
+
+        self._predict = jax.jit(predict)
+
+    def predict(
+        self, pictures: Picture | Sequence[Picture], tta: Augmentation | None = None
+    ) -> Prediction | list[Prediction]:
+        """Predictions of one picture, or of each of a list.
+
+        Args:
+            pictures: one or several, of any sizes.
+            tta: test-time augmentation; `flip` also looks at the mirrored image.
+
+        Raises:
+            InputError: one of them cannot be read, or is nothing that the model can take.
+        """
+        several = isinstance(pictures, list | tuple)
+        found = []
+        for each in self.stream(pictures if several else [pictures], 8 if several else 1, tta):
+            if isinstance(each.prediction, InputError):
+                raise each.prediction
+            found.append(each.prediction)
+        return found if several else found[0]
+
+    def stream(
+        self,
+        pictures: Iterable[Picture],
+        batch_size: int = 8,
+        tta: Augmentation | None = None,
+    ) -> Iterator[Predicted]:
+        """What `predict` gives, one after the other and in order, of as many as there are.
+
+        Files are read and prepared by threads ahead of the model. Pictures that the preprocessing
+        makes of one size share a batch. A broken picture has an error in its place.
+        """
+        views = [self.preprocess, *([_mirrored(self.preprocess)] if tta == "flip" else [])]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            waiting: list[Future] = []
+            ready: list[tuple[Picture, np.ndarray | None, Any]] = []
+            iterator = iter(pictures)
+            while True:
+                while len(waiting) < 2 * batch_size:
+                    picture = next(iterator, None)
+                    if picture is None:
+                        break
+                    waiting.append(pool.submit(self._prepared, picture, views))
+                if not waiting:
+                    break
+                ready.append(waiting.pop(0).result())
+                shapes = {_shape(seen) for _, _, seen in ready if not isinstance(seen, InputError)}
+                if len(shapes) > 1:
+                    yield from self._batch(ready[:-1], batch_size)
+                    ready = ready[-1:]
+                elif len(ready) == batch_size:
+                    yield from self._batch(ready, batch_size)
+                    ready = []
+            yield from self._batch(ready, batch_size)
+
+    def _prepared(self, picture: Picture, views: Sequence[Preprocess]):
+        """The picture, its pixels, and what the model sees of it in each view, or an error."""
+        image = None
+        try:
+            image = self.pixels(picture)
+            rng = np.random.default_rng(0)
+            return picture, image, [view({"image": image}, rng) for view in views]
+        except InputError as error:
+            line = str(error)
+            if isinstance(picture, os.PathLike | str) and os.fspath(picture) not in line:
+                line = f"{os.fspath(picture)}: {line}"
+            return picture, image, InputError(line)
+
+    def pixels(self, picture: Picture) -> np.ndarray:
+        """A picture as uint8[height, width, channels], upright.
+
+        Raises:
+            InputError: it is no image, damaged or too large.
+        """
+        if isinstance(picture, Image.Image):
+            return pixels_of(picture, self.channels)
+        if isinstance(picture, bytes):
+            return decode(picture, self.channels, self.max_pixels)
+        if isinstance(picture, os.PathLike | str):
+            data = read_file(os.fspath(pathlib.Path(picture).expanduser()))
+            return decode(data, self.channels, self.max_pixels)
+        image = np.asarray(picture)
+        image = image[..., None] if image.ndim == 2 else image
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
+            raise InputError(
+                f"a picture {image.dtype}{list(np.shape(picture))} must be uint8[height, width] or "
+                "uint8[height, width, 1 or 3], a file, or a Pillow image"
+            )
+        return grey_to_rgb(image) if self.channels == 3 else to_grey(image)
+
+    def _normalize(self, images: jax.Array) -> jax.Array:
+        return images.astype(jnp.float32) * self.preprocess.scale + self.preprocess.shift
+
+    def _batch(self, ready, batch_size: int) -> Iterator[Predicted]:
+        """Runs the model on what can be read of some pictures of one shape."""
+        good = [each for each in ready if not isinstance(each[2], InputError)]
+        found: Iterator[Prediction | InputError] = iter(())
+        if good:
+            try:
+                found = iter(self._predictions(good, batch_size))
+            except InputError as error:
+                found = iter([error] * len(good))
+        for picture, image, seen in ready:
+            error = isinstance(seen, InputError)
+            yield Predicted(picture, image, seen if error else next(found))
+
+    def _predictions(self, ready, batch_size: int) -> list[Prediction]:
+        outputs = []
+        for view in range(len(ready[0][2])):
+            rows = [seen[view] for _, _, seen in ready]
+            # Always as many, so that a last batch is not compiled by itself.
+            rows += rows[:1] * (batch_size - len(rows))
+            batch = {key: np.stack([np.asarray(row[key]) for row in rows]) for key in rows[0]}
+            outputs.append(jax.device_get(self._predict(self.variables, batch)))
+        sizes = [image.shape[:2] for _, image, _ in ready]
+        outputs = [{key: rows[: len(ready)] for key, rows in each.items()} for each in outputs]
+        return self.task.predictions(outputs, sizes, self.things)
+
+
+def input_channels(task: Task, variables: dict[str, Any], preprocess: Preprocess) -> int:
+    """Of the images that a preprocessing takes, for a model with these variables: 1 or 3.
+
+    Raises:
+        InputError: it gives neither what the model takes.
+    """
+    first = preprocess.ops[0]
+    stated = dict(first.arguments).get("channels") if first.name == "decode" else None
+    for channels in (3, 1) if stated is None else (stated,):
+        image = np.zeros((256, 256, channels), np.uint8)
+        try:
+            seen = preprocess({"image": image}, np.random.default_rng(0))["image"]
+            images = jax.ShapeDtypeStruct((1, *seen.shape), jnp.float32)
+            made = jax.eval_shape(task.init, jax.random.key(0), images)
+        except InputError:
+            continue
+        shapes = (
+            {tuple(str(key) for key in path): leaf.shape for path, leaf in leaves}
+            for leaves in map(jax.tree_util.tree_leaves_with_path, (made, variables))
+        )
+        made, ours = shapes
+        # A table of positions is of another grid where images have another size.
+        if all(ours.get(name) == shape for name, shape in made.items() if name[-1] == "['kernel']"):
+            return channels
+    raise InputError(f"the preprocessing {preprocess} does not give images that the model takes")
+
+
+def _mirrored(preprocess: Preprocess) -> Preprocess:
+    """With a mirror before the ops that end it."""
+    last = [op for op in preprocess.ops if op.name in _LAST]
+    before = [op for op in preprocess.ops[:-1] if op.name not in _LAST]
+    mirror = Op("flip_lr", (("p", 1.0),), 0)
+    return dataclasses.replace(preprocess, ops=(*before, mirror, *last, preprocess.ops[-1]))
+
+
+_LAST = ("pad_boxes", "semantic", "pad_segments")
+
+
+def _shape(seen: Sequence[dict[str, Any]]) -> tuple:
+    return tuple(np.shape(view["image"]) for view in seen)
