@@ -2,7 +2,7 @@
 
 import pytest
 
-from vitlab.data.image_paths import image_paths
+from vitlab.data.image_paths import ImageFiles, image_paths
 from vitlab.errors import InputError
 
 
@@ -55,3 +55,13 @@ def test_what_means_no_file_is_an_error(photos, argument, line):
     (photos / "empty").mkdir()
     with pytest.raises(InputError, match=line):
         found(photos, argument)
+
+
+def test_files_are_a_source(photos):
+    (photos / "a.jpeg").write_bytes(b"pixels")
+    files = ImageFiles([f"{photos}/b/1.png", f"{photos}/a.jpeg", f"{photos}/none.png"])
+    assert len(files) == 3
+    assert files[1] == {"image": b"pixels", "label": 0}
+    assert files.describe(0) == f"{photos}/b/1.png"
+    with pytest.raises(InputError, match="none.png: cannot be read"):
+        files[2]

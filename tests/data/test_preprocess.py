@@ -1,5 +1,6 @@
 """Preprocessing strings: what they mean, what they refuse and in which words."""
 
+import dataclasses
 import io
 import pathlib
 import pickle
@@ -291,3 +292,19 @@ def test_resize_small_is_that_of_the_image_alone():
         words = ",".join(f'"{a}"' if isinstance(a, str) else str(a) for a in arguments)
         found = run(f"resize_small({words})|value_range(0,1)", image)["image"]
         np.testing.assert_array_equal(found, resize_small(image, *arguments))
+
+
+@pytest.mark.parametrize("ending", ["pad_boxes(2)", "semantic|pad_segments(2)", "semantic"])
+def test_of_images_that_nothing_is_known_of_only_their_place_remains(ending):
+    """What a model for boxes or segments sees of any image."""
+    text = f"decode|letterbox(8)|{ending}|value_range(-1,1)"
+    image = np.random.default_rng(0).integers(0, 256, (4, 8, 3), dtype=np.uint8)
+    example = {"image": image, "label": 0}
+    with pytest.raises(InputError, match="the source has no"):
+        Preprocess.parse(text)(example, np.random.default_rng(0))
+    unknown = dataclasses.replace(Preprocess.parse(text), prediction=True)
+    found = unknown(example, np.random.default_rng(0))
+    assert found.keys() == {"image", "label", "affine", "content"}
+    np.testing.assert_array_equal(found["image"][:4], image)
+    np.testing.assert_array_equal(found["affine"], [1, 1, 0, 0])
+    np.testing.assert_array_equal(found["content"], [4, 8])

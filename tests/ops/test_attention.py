@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vitlab.errors import InputError
-from vitlab.ops.attention import attention
+from vitlab.ops.attention import attention, attention_weights
 
 BATCH, QUERIES, KEYS, HEADS, HEAD_DIM = 2, 5, 7, 3, 4
 
@@ -89,3 +89,19 @@ def test_the_softmax_is_in_float32_for_bfloat16():
 def test_a_mask_of_another_kind_is_refused(arrays, mask):
     with pytest.raises(InputError, match=r"bool\[batch, keys\]"):
         attention(*arrays, mask)
+
+
+def test_weights_are_those_that_the_values_get():
+    rng = np.random.default_rng(0)
+    q, k, v = rng.normal(size=(3, 2, 5, 3, 4)).astype(np.float32)
+    bias = rng.normal(size=(1, 3, 5, 5)).astype(np.float32)
+    mask = np.array([[True] * 5, [True, True, False, True, False]])
+    weights = attention_weights(q, k, mask, bias)
+    assert (weights[1][..., ~mask[1]] == 0).all()
+    expected = np.einsum("bhqk,bkhd->bqhd", weights, v)
+    np.testing.assert_allclose(
+        attention(*map(jnp.asarray, (q, k, v)), mask, bias), expected, atol=1e-6
+    )
+    half = attention_weights(jnp.asarray(q, jnp.bfloat16), jnp.asarray(k, jnp.bfloat16), mask, bias)
+    assert half.dtype == jnp.float32
+    np.testing.assert_allclose(half, weights, atol=0.02)

@@ -10,18 +10,18 @@ from vitlab.training.exit_codes import exit_code, failed
 USAGE = """\
 usage: vitlab VERB ...
 
-  convert    published weights into another library's format, or a look at what they are
   data       check a data set before it costs a night, or draw what is annotated in it
-  export     a run as one file for other programs: ONNX, StableHLO, safetensors
-  predict    what a run says of any images, in a file and in pictures
   evaluate   measure a run on a whole split, its own or other data, and write a report to read
+  predict    what a run says of any images, in a file and in pictures
+  inspect    pictures of what a run's backbone sees: attention, features in colours, neighbours
+  export     a run as one file for other programs: ONNX, StableHLO, safetensors
+  convert    published weights into another library's format, or a look at what they are
 
 vitlab VERB --help says more. To train: python -m vitlab.main --config FILE.
 Exit codes: 0 done, 1 failed, 2 wrong input."""
 
-VERBS = {
-    verb: f"vitlab.commands.{verb}" for verb in ("convert", "data", "evaluate", "export", "predict")
-}
+_NAMES = ("convert", "data", "evaluate", "export", "inspect", "predict")
+VERBS = {verb: f"vitlab.commands.{verb}" for verb in _NAMES}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

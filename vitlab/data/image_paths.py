@@ -1,12 +1,13 @@
-"""Which image files a command line means: files, folders and patterns."""
+"""Image files that a command line means: which they are, and a source of them."""
 
 import glob
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from etils import epath
 
-from vitlab.data.folders import IMAGE_SUFFIXES, image_files
+from vitlab.data.folders import IMAGE_SUFFIXES, image_files, read_file
 from vitlab.errors import InputError
 
 
@@ -45,3 +46,22 @@ def _meant(path: str) -> list[str]:
     if not os.path.exists(path):
         raise InputError(f"{path} does not exist")
     return [path]
+
+
+class ImageFiles:
+    """Image files as a `vitlab.data.sources.Source`, without labels and in the order given."""
+
+    class_names = ()
+    ranges = ()
+
+    def __init__(self, paths: Sequence[str]):
+        self._paths = list(paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": read_file(self.describe(index)), "label": 0}
+
+    def describe(self, index: int) -> str:
+        return self._paths[index]

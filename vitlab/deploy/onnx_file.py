@@ -5,6 +5,7 @@ themselves, which preprocessing is full of. So the model takes the places of its
 inputs, and a few nodes before it make these, and float grey levels, of the images.
 """
 
+import logging
 import os
 import warnings
 from typing import TYPE_CHECKING
@@ -39,10 +40,9 @@ def write(whole: "WholeModel", path: str, about: str) -> None:
 
     h, w = height or "height", width or "width"
     shapes = [("batch", h, w, channels), (h,), (w,)]
-    jax.eval_shape(
-        function, *(jax.ShapeDtypeStruct([64 if isinstance(n, str) else n for n in shape], np.float32)
-                    for shape in shapes)
-    )  # fmt: skip
+    some = [[64 if isinstance(n, str) else n for n in shape] for shape in shapes]
+    jax.eval_shape(function, *(jax.ShapeDtypeStruct(shape, np.float32) for shape in some))
+    logging.getLogger("onnx_ir").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of its own use of float64
         made = jax2onnx.to_onnx(

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from vitlab.ops.attention import attention
+from vitlab.ops.attention import attention, attention_weights
 from vitlab.ops.dropout import drop_path, dropout
 from vitlab.ops.keys import split_each
 from vitlab.ops.positions import apply_rope
@@ -63,6 +63,8 @@ class Attention(nn.Module):
             query, key = self.qk_norm(name="query_norm")(query), self.qk_norm(name="key_norm")(key)
         if rope is not None:
             query, key = apply_rope(query, rope), apply_rope(key, rope)
+        if self.is_mutable_collection("intermediates"):  # asked for: see `models.attention_weights`
+            self.sow("intermediates", "weights", attention_weights(query, key, mask, bias))
         y = rearrange(attention(query, key, value, mask, bias), "b t h d -> b t (h d)")
         return dense(kernel_init=XAVIER, name="out")(y)
 

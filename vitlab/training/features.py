@@ -13,6 +13,7 @@ from vitlab import distributed
 from vitlab.data.preprocess import Preprocess
 from vitlab.errors import InputError
 from vitlab.evaluation import collapse, pictures, probes
+from vitlab.evaluation.neighbours import nearest_neighbours
 from vitlab.tasks.task import Task
 from vitlab.training.experiment import EvaluatorConfig, FeaturesConfig
 from vitlab.training.split import Outputs, Split, Stop
@@ -53,7 +54,7 @@ class FeatureEvaluator:
                 legal = config_lib.nearest(self._settings.layer, stages)
                 raise InputError(f"{where}.features.layer: there is no such stage{legal}")
             labels = batch.get("label", jnp.zeros_like(batch["id"]))  # where there are boxes
-            return {"features": _pooled(stages, self._settings.layer), "label": labels}
+            return {"features": pooled(stages, self._settings.layer), "label": labels}
 
         self._features = jax.jit(features, compiler_options=options)
 
@@ -161,22 +162,27 @@ class FeatureEvaluator:
         return dict(zip(_METRICS[protocol], values, strict=True))
 
 
-def _pooled(stages: dict[str, jax.Array], layer: str) -> jax.Array:
-    """f32[batch, features]: the mean over the patches, or over the places of a feature map."""
-    x = stages[layer].astype(np.float32)
-    if x.ndim == 3:  # tokens, of which those before the patches are not counted
+def pooled(stages: dict[str, jax.Array], layer: str) -> jax.Array:
+    """f32[batch, features] of a stage: the mean over its places, where it has some."""
+    x = feature_map(stages, layer)
+    x = stages[layer] if x is None else x
+    return x.astype(np.float32).mean(axis=tuple(range(1, x.ndim - 1)))
+
+
+def feature_map(stages: dict[str, jax.Array], layer: str) -> jax.Array | None:
+    """f[batch, rows, columns, features] of a stage: a map as it is, or tokens of all patches, of
+    which those before the patches are left out; None for any other."""
+    x = stages[layer]
+    if x.ndim == 3 and "with_position" in stages:
         _, rows, columns, _ = stages["with_position"].shape
-        x = x[:, -rows * columns :] if x.shape[1] >= rows * columns else x
-    return x.mean(axis=tuple(range(1, x.ndim - 1))) if x.ndim > 2 else x
+        if x.shape[1] >= rows * columns:
+            return x[:, -rows * columns :].reshape(len(x), rows, columns, -1)
+    return x if x.ndim == 4 else None
 
 
 def _neighbours(train: Outputs, test: Outputs) -> Outputs:
     """The `id` of a few test examples, and of the training examples nearest to each."""
-    queries, keys = (
-        x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-        for x in (test["features"][:SHOWN], train["features"])
-    )
-    nearest = np.argsort(-queries @ keys.T, axis=1, kind="stable")[:, :NEIGHBOURS]
+    nearest, _ = nearest_neighbours(test["features"][:SHOWN], train["features"], NEIGHBOURS)
     return {"id": test["id"][:SHOWN], "neighbours": train["id"][nearest]}
 
 
