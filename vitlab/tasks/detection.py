@@ -166,7 +166,9 @@ class Detection(AroundBackbone):
             classes = p.shape[2]
             flat = p.reshape(p.shape[0], -1)
             scores, order = jax.lax.top_k(flat, min(MAX_DETECTIONS, flat.shape[1]))
-            order, labels = order // classes, order % classes
+            # Not % and //, which no exporter has for a batch of any size.
+            query = jax.lax.div(order, jnp.full_like(order, classes))
+            order, labels = query, order - query * classes
         boxes = jnp.take_along_axis(boxes, order[..., None], axis=1)
         return {"boxes": boxes, "scores": scores, "labels": labels.astype(jnp.int32)}
 
