@@ -53,12 +53,16 @@ class WholeModel:
         f32[height] and f32[width]. The outputs are those of the task's `in_pixels`."""
         batch = self._preprocess(images, rows, columns)
         task, variables = self.model.task, self.model.variables
-        outputs = task.predict(variables, batch, lambda x: x * self._scale + self._shift)
+        outputs = task.predict(variables, batch, self._normalize)
         outputs = task.in_pixels(outputs, rows, columns)
         return {
             name: x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x
             for name, x in outputs.items()
         }
+
+    def _normalize(self, images: Array) -> Array:
+        # In the model's own type, which not every exporter casts to by itself.
+        return (images * self._scale + self._shift).astype(self.model.task.model.dtype)
 
 
 def export(model: Model, path: str, to: Format, dtype: Dtype, size: tuple[int, int]) -> Function:

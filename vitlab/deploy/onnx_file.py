@@ -62,6 +62,7 @@ def write(whole: "WholeModel", path: str, about: str) -> None:
                 f"jax2onnx cannot write this model ({type(error).__name__}: {reason}); --format "
                 "stablehlo can hold any"
             ) from error
+    _cast_kernels(onnx, made.graph)
     model = onnx.compose.merge_models(
         _input(onnx, (h, w, channels), made.ir_version),
         made,
@@ -82,6 +83,17 @@ def read(path: str) -> "Function":
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     return lambda images: dict(zip(names, session.run(names, {"images": images}), strict=True))
+
+
+def _cast_kernels(onnx, graph) -> None:
+    """Kernels of convolutions in float16, which jax2onnx leaves in float32."""
+    half, constants = onnx.TensorProto.FLOAT16, {each.name: each for each in graph.initializer}
+    types = {each.name: each.type.tensor_type.elem_type for each in graph.value_info}
+    for node in graph.node:
+        if node.op_type == "Conv" and types.get(node.input[0]) == half:
+            for tensor in (constants[name] for name in node.input if name in constants):
+                values = onnx.numpy_helper.to_array(tensor).astype(np.float16)
+                tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
 
 
 def _input(onnx, shape, ir_version: int):
