@@ -6,8 +6,8 @@ inputs, and a few nodes before it make these, and float grey levels, of the imag
 """
 
 import logging
-import os
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from vitlab.errors import InputError
 
 if TYPE_CHECKING:
-    from vitlab.deploy.export import Function, WholeModel
+    from vitlab.deploy.export import WholeModel
 
 _OPSET = 21
 
@@ -25,8 +25,11 @@ def write(whole: "WholeModel", path: str, about: str) -> None:
 
     Args:
         whole: the function.
-        path: of the file; parameters of more than 2 GB come to lie beside it.
+        path: of the file.
         about: json, put into the file's metadata as `vitlab`.
+
+    Raises:
+        InputError: jax2onnx cannot write it, or it is larger than 2 GB.
     """
     import jax
     import jax2onnx
@@ -69,12 +72,15 @@ def write(whole: "WholeModel", path: str, about: str) -> None:
         io_map=[("levels_made", "levels"), ("rows_made", "rows"), ("columns_made", "columns")],
     )
     onnx.helper.set_model_props(model, {"vitlab": about})
-    large = model.ByteSize() > 2 * 10**9
-    options = {"save_as_external_data": True, "location": f"{os.path.basename(path)}.data"}
-    onnx.save(model, path, **(options if large else {}))
+    if model.ByteSize() > 2 * 10**9:
+        raise InputError(
+            "an ONNX file holds 2 GB: --dtype float16 halves the model, --format stablehlo has no "
+            "such limit"
+        )
+    onnx.save(model, path)
 
 
-def read(path: str) -> "Function":
+def read(path: str) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     """The function that is in a file, run by ONNX Runtime on the CPU."""
     import onnxruntime
 
