@@ -67,16 +67,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         command = parse(argv)
         if command.spec is None:
-            helped(USAGE)
-            return 0 if argv else 2
+            return exit_code(lambda: helped(USAGE)) or (0 if argv else 2)
         config = config_lib.load(command.spec, command.overrides)
+        # Heavy imports only now, so that a wrong command line is answered at once.
+        from vitlab import distributed
     except InputError as e:
         return failed(f"error: {e}", 2)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    # Heavy imports only now, so that a wrong command line is answered at once.
-    from vitlab import distributed
-
     try:
         code = _train(config, command)
     except BaseException:
@@ -109,9 +107,7 @@ def parse(argv: Sequence[str]) -> Command:
         InputError: an argument that does not exist, or one without its value.
     """
     command = Command()
-    names = {
-        f"--{name}": name for name in ("workdir", "coordinator", "process_id", "num_processes")
-    }
+    names = {name: name.removeprefix("--") for name in _EXAMPLES if name != "--config"}
     arguments = iter(argv)
     for argument in arguments:
         if argument in ("-h", "--help"):
@@ -125,7 +121,8 @@ def parse(argv: Sequence[str]) -> Command:
         if not equals:
             value = next(arguments, None)
             if value is None or value.startswith("--"):
-                raise InputError(f"argument {name} needs a value, such as {name} {_EXAMPLES[name]}")
+                example = _EXAMPLES.get(name, "VALUE")
+                raise InputError(f"argument {name} needs a value, such as {name}={example}")
         if name == "--config":
             command.spec = value
         elif name == "--workdir":

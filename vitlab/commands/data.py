@@ -119,10 +119,12 @@ def check(source: Source, output: Output) -> int:
         "masks that cannot be used": [look.unusable for look in looks if look.unusable],
         "boxes that occur more than once": repeated,
     }
-    output.document({**{fact.key: fact.value for fact in facts}, "broken": broken})
+    keyed = {what.replace(" ", "_"): lines for what, lines in broken.items()}
+    output.document({**{fact.key: fact.value for fact in facts}, "broken": keyed})
     for what, lines in broken.items():
         if lines:
-            output.text("\n  ".join([f"\n{what}: {len(lines)}", *lines[:_SHOWN]]))
+            print()
+            output.text("\n  ".join([f"{what}: {len(lines)}", *lines[:_SHOWN]]))
         if len(lines) > _SHOWN:
             output.text(f"  ... and {len(lines) - _SHOWN} more")
     if any(broken.values()):
@@ -142,7 +144,9 @@ def preview(source: Source, out: epath.Path, count: int, draw: str, output: Outp
     for index in range(min(count, len(source))):
         example, where = source[index], source.describe(index)
         if draw not in example:
-            raise InputError(f"{where}: has no {draw} to draw")
+            others = [what for what in ("objects", "segments") if what in example]
+            hint = f": --draw {others[0]}" if others else ", as those of coco:, voc: or masks: have"
+            raise InputError(f"{where}: has no {draw} to draw{hint}")
         try:
             image = decode(example["image"])
         except InputError as error:

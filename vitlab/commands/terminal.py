@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
-from vitlab.training.exit_codes import complain
+from vitlab.training.exit_codes import coloured, complain
 
 
 @contextmanager
@@ -57,7 +57,7 @@ class Output:
 
     def broken(self, line: str) -> None:
         """One line about something that could not be read, on standard error."""
-        complain(f"broken: {line}")
+        complain(f"broken: {line}", self._bar and self._bar.console)
 
     @contextmanager
     def progress(self, total: int, what: str = "") -> Iterator[Callable[[], None]]:
@@ -94,7 +94,8 @@ def _rendered(shown: Any, stream: Any) -> str:
     """As rich would print it there: captured, since rich itself ends a program whose pipe broke."""
     from rich.console import Console
 
-    console = Console(file=stream, force_jupyter=False)
+    terminal = None if coloured(stream) else False
+    console = Console(file=stream, force_jupyter=False, force_terminal=terminal)
     with console.capture() as captured:
         console.print(shown)
     return captured.get().rstrip("\n")

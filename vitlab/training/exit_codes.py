@@ -1,12 +1,15 @@
 """How a command ends: one line for a person, and a code for a script."""
 
+import io
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable
 from typing import Any, TextIO
 
 from vitlab.errors import DivergedError, InputError, StoppedError, WorkerError
+from vitlab.training.interrupts import interruptible
 
 
 def exit_code(run: Callable[[], Any]) -> int:
@@ -20,8 +23,9 @@ def exit_code(run: Callable[[], Any]) -> int:
 
         # Orbax and Grain log tracebacks of errors that they also raise.
         absl.logging.set_verbosity(absl.logging.FATAL)
-        code = run()
-        sys.stdout.flush()
+        with interruptible():
+            code = run()
+            sys.stdout.flush()
         return code or 0
     except InputError as e:
         return failed(f"error: {e}", 2)
@@ -54,8 +58,9 @@ def failed(line: str, code: int) -> int:
     return code
 
 
-def complain(line: str) -> None:
-    """Prints `vitlab: line` on standard error; on a terminal the `error:` of a line is red."""
+def complain(line: str, console: Any = None) -> None:
+    """Prints `vitlab: line` on standard error, or by rich's console where a bar is on it; on a
+    terminal the `error:` of a line is red."""
     kind, colon, rest = line.partition(": ")
     if not colon or " " in kind or not coloured(sys.stderr):
         print(f"vitlab: {line}", file=sys.stderr, flush=True)
@@ -64,7 +69,8 @@ def complain(line: str) -> None:
     from rich.text import Text
 
     text = Text.assemble("vitlab: ", (f"{kind}:", "bold red"), f" {rest}")
-    Console(stderr=True, force_jupyter=False).print(text, soft_wrap=True, highlight=False)
+    console = console or Console(stderr=True, force_jupyter=False)
+    console.print(text, soft_wrap=True, highlight=False)
 
 
 def helped(text: str) -> None:
@@ -87,10 +93,15 @@ def coloured(stream: TextIO) -> bool:
 
 
 def _nobody_reads() -> bool:
-    """Whether standard output is the pipe that broke, as by `| head`; Python may then close it."""
+    """Whether standard output is the pipe that broke, as by `| head`: what is left for it, which
+    Python writes at its end, then goes nowhere."""
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+        output = sys.stdout.fileno()
+    except io.UnsupportedOperation:  # in a test or a notebook
+        return False
+    poll = select.poll()
+    poll.register(output, 0)
+    if not poll.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return True
