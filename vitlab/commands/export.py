@@ -95,8 +95,11 @@ def run(given: Given, output: Output) -> int:
     unfinished = out.with_name(f".unfinished-{out.name}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {out} cannot be written: {error.strerror or error}") from error
+    try:
         function = export(model, str(unfinished), to, dtype, tuple(size))
-        about: dict[str, Any] = {**model.about(), "dtype": dtype, "format": to}
+        about: dict[str, Any] = {**model.about(), "dtype": dtype, **function.about}
         wrong: list[str] = []
         if evaluator is not None:
             predictor = Predictor(model)
@@ -110,9 +113,6 @@ def run(given: Given, output: Output) -> int:
                 1,
             )
         unfinished.replace(out)
-        data = unfinished.with_name(f"{unfinished.name}.data")
-        if data.exists():  # which the file names, so that it keeps its name
-            print(f"{data} belongs to it")
     finally:
         unfinished.unlink(missing_ok=True)
     out.with_name(f"{out.name}.json").write_text(json.dumps(about, indent=1) + "\n")

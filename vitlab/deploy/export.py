@@ -5,10 +5,11 @@ What is in such a file is all that lies between an image's pixels and its result
 pixels of the image, so that nobody has to do it again in another language, and get it wrong.
 """
 
+import dataclasses
 import importlib.util
 import json
 from collections.abc import Callable, Mapping
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +23,23 @@ from vitlab.errors import InputError
 
 Format = Literal["onnx", "stablehlo", "safetensors"]
 Dtype = Literal["float32", "bfloat16", "float16"]
-# Images uint8[batch, height, width, channels] to outputs [batch, ...].
-Function = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 _PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """The function in a file: images u8[batch, height, width, channels] to outputs [batch, ...].
+
+    Attributes:
+        run: the function.
+        about: the format, and the shapes and types of what goes in and comes out.
+    """
+
+    run: Callable[[np.ndarray], Mapping[str, np.ndarray]]
+    about: dict[str, Any]
+
+    def __call__(self, images: np.ndarray) -> Mapping[str, np.ndarray]:
+        return self.run(images)
 
 
 class WholeModel:
@@ -53,15 +68,44 @@ class WholeModel:
         f32[height] and f32[width]. The outputs are those of the task's `in_pixels`."""
         batch = self._preprocess(images, rows, columns)
         task, variables = self.model.task, self.model.variables
-        outputs = task.predict(variables, batch, lambda x: x * self._scale + self._shift)
+        outputs = task.predict(variables, batch, self._normalize)
         outputs = task.in_pixels(outputs, rows, columns)
         return {
             name: x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x
             for name, x in outputs.items()
         }
 
+    def of_images(self, images: Array) -> dict[str, Array]:
+        """The same of u8[batch, height, width, channels] alone."""
+        return self(images, *(jnp.arange(n).astype(jnp.float32) for n in images.shape[1:3]))
 
-def export(model: Model, path: str, to: Format, dtype: Dtype, size: tuple[int, int]) -> Function:
+    def images(self) -> jax.ShapeDtypeStruct:
+        """What `of_images` takes, with symbols for what may be of any size."""
+        names = ("height", "width", "channels")
+        sides = (str(n or name) for n, name in zip(self.shape, names, strict=True))
+        return jax.ShapeDtypeStruct(
+            jax.export.symbolic_shape(f"batch, {', '.join(sides)}"), jnp.uint8
+        )
+
+    def signature(self) -> dict[str, dict[str, str]]:
+        """Names, types and shapes of the `inputs` and `outputs`."""
+        images = self.images()
+        outputs = jax.eval_shape(self.of_images, images)
+
+        def spelt(x):
+            return f"{x.dtype}[{', '.join(map(str, x.shape))}]"
+
+        return {
+            "inputs": {"images": spelt(images)},
+            "outputs": {name: spelt(x) for name, x in outputs.items()},
+        }
+
+    def _normalize(self, images: Array) -> Array:
+        # In the model's own type, which not every exporter casts to by itself.
+        return (images * self._scale + self._shift).astype(self.model.task.model.dtype)
+
+
+def export(model: Model, path: str, to: Format, dtype: Dtype, size: tuple[int, int]) -> Exported:
     """Writes a model into a file, and reads it again.
 
     Args:
@@ -82,14 +126,17 @@ def export(model: Model, path: str, to: Format, dtype: Dtype, size: tuple[int, i
     model = model.computing_in(dtype)
     if to == "safetensors":
         save_model(model, path)
-        return _of_predictor(Predictor(load_model(path)))
+        return Exported(_of_predictor(Predictor(load_model(path))), {"format": to})
     whole = WholeModel(model, size)
-    if to == "stablehlo":
-        return _stablehlo(whole, path)
-    from vitlab.deploy import onnx_file
+    if to == "onnx":
+        from vitlab.deploy import onnx_file
 
-    onnx_file.write(whole, path, json.dumps(whole.model.about()))
-    return onnx_file.read(path)
+        onnx_file.write(whole, path, json.dumps(model.about()))
+        run = onnx_file.read(path)
+    else:
+        _write_stablehlo(whole, path)
+        run = _read_stablehlo(path)
+    return Exported(run, {"format": to, **whole.signature()})
 
 
 def check_arguments(to: str, dtype: str) -> None:
@@ -106,26 +153,19 @@ def check_arguments(to: str, dtype: str) -> None:
             raise InputError(f"ONNX needs the onnx extra ({package}): pip install 'vitlab[onnx]'")
 
 
-def _stablehlo(whole: WholeModel, path: str) -> Function:
-    def function(images):
-        rows, columns = (jnp.arange(n).astype(jnp.float32) for n in images.shape[1:3])
-        return whole(images, rows, columns)
-
-    height, width, channels = whole.shape
-    shape = jax.export.symbolic_shape(
-        f"batch, {height or 'height'}, {width or 'width'}, {channels}"
-    )
-    images = jax.ShapeDtypeStruct(shape, jnp.uint8)
-    exported = jax.export.export(jax.jit(function), platforms=_PLATFORMS)(images)
+def _write_stablehlo(whole: WholeModel, path: str) -> None:
+    exported = jax.export.export(jax.jit(whole.of_images), platforms=_PLATFORMS)(whole.images())
     with open(path, "wb") as file:
         file.write(exported.serialize())
+
+
+def _read_stablehlo(path: str) -> Callable:
     with open(path, "rb") as file:
-        read = jax.export.deserialize(bytearray(file.read()))
-    run = jax.jit(read.call)
+        run = jax.jit(jax.export.deserialize(bytearray(file.read())).call)
     return lambda images: jax.device_get(run(images))
 
 
-def _of_predictor(predictor: Predictor) -> Function:
+def _of_predictor(predictor: Predictor) -> Callable:
     """What a predictor gives before it is put into words, as an exported graph has it."""
     task = predictor.model.task
     in_pixels = jax.jit(task.in_pixels)

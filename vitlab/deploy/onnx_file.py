@@ -6,8 +6,8 @@ inputs, and a few nodes before it make these, and float grey levels, of the imag
 """
 
 import logging
-import os
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from vitlab.errors import InputError
 
 if TYPE_CHECKING:
-    from vitlab.deploy.export import Function, WholeModel
+    from vitlab.deploy.export import WholeModel
 
 _OPSET = 21
 
@@ -25,8 +25,11 @@ def write(whole: "WholeModel", path: str, about: str) -> None:
 
     Args:
         whole: the function.
-        path: of the file; parameters of more than 2 GB come to lie beside it.
+        path: of the file.
         about: json, put into the file's metadata as `vitlab`.
+
+    Raises:
+        InputError: jax2onnx cannot write it, or it is larger than 2 GB.
     """
     import jax
     import jax2onnx
@@ -62,18 +65,22 @@ def write(whole: "WholeModel", path: str, about: str) -> None:
                 f"jax2onnx cannot write this model ({type(error).__name__}: {reason}); --format "
                 "stablehlo can hold any"
             ) from error
+    _cast_kernels(onnx, made.graph)
     model = onnx.compose.merge_models(
         _input(onnx, (h, w, channels), made.ir_version),
         made,
         io_map=[("levels_made", "levels"), ("rows_made", "rows"), ("columns_made", "columns")],
     )
     onnx.helper.set_model_props(model, {"vitlab": about})
-    large = model.ByteSize() > 2 * 10**9
-    options = {"save_as_external_data": True, "location": f"{os.path.basename(path)}.data"}
-    onnx.save(model, path, **(options if large else {}))
+    if model.ByteSize() > 2 * 10**9:
+        raise InputError(
+            "an ONNX file holds 2 GB: --dtype float16 halves the model, --format stablehlo has no "
+            "such limit"
+        )
+    onnx.save(model, path)
 
 
-def read(path: str) -> "Function":
+def read(path: str) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     """The function that is in a file, run by ONNX Runtime on the CPU."""
     import onnxruntime
 
@@ -82,6 +89,17 @@ def read(path: str) -> "Function":
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     return lambda images: dict(zip(names, session.run(names, {"images": images}), strict=True))
+
+
+def _cast_kernels(onnx, graph) -> None:
+    """Kernels of convolutions in float16, which jax2onnx leaves in float32."""
+    half, constants = onnx.TensorProto.FLOAT16, {each.name: each for each in graph.initializer}
+    types = {each.name: each.type.tensor_type.elem_type for each in graph.value_info}
+    for node in graph.node:
+        if node.op_type == "Conv" and types.get(node.input[0]) == half:
+            for tensor in (constants[name] for name in node.input if name in constants):
+                values = onnx.numpy_helper.to_array(tensor).astype(np.float16)
+                tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
 
 
 def _input(onnx, shape, ir_version: int):

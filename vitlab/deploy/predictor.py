@@ -171,10 +171,13 @@ class Predictor:
         size = self.model.image_size
         if size and not self.preprocess.resizes and image.shape[:2] != size:
             height, width = size
+            fit = (
+                f"decode|resize(({height},{width}))|{str(self.preprocess).removeprefix('decode|')}"
+            )
             raise InputError(
                 f"the image is {image.shape[1]} x {image.shape[0]}, but the model was trained on "
-                f"{width} x {height} and its preprocessing leaves the size as it is: another, such "
-                f"as resize(({height},{width}))|{self.preprocess}, would make it fit"
+                f"{width} x {height} and its preprocessing leaves the size as it is: {fit} would "
+                "make it fit"
             )
 
     def _normalize(self, images: jax.Array) -> jax.Array:

@@ -130,12 +130,16 @@ class Segmentation(Segmenting):
     def predictions(
         self, views: Sequence[Arrays], sizes: Sequence[tuple[int, int]], things: Sequence[bool]
     ) -> list[SegmentPrediction]:
-        """A segment for each class; of several views by the mean of their logits."""
+        """A segment for each class that is there; of several views by the sum of their logits."""
         del things
-        labels = np.arange(len(self.classes), dtype=np.int32)
-        maps = on_all_cores(lambda i: self._labels(views, i, sizes[i]), range(len(sizes)))
-        segments = [FoundSegments(each.astype(np.int32), labels) for each in maps]
-        return [SegmentPrediction(each, self.classes) for each in segments]
+
+        def of_one(index):
+            seen = self._labels(views, index, sizes[index])
+            labels, places = np.unique(seen, return_inverse=True)
+            segments = FoundSegments(places.astype(np.int32), labels.astype(np.int32))
+            return SegmentPrediction(segments, self.classes)
+
+        return on_all_cores(of_one, range(len(sizes)))
 
     def in_pixels(self, outputs: Arrays, rows: jax.Array, columns: jax.Array) -> Arrays:
         """`labels` i32[batch, height, width], the class of each pixel."""

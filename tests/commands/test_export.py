@@ -1,0 +1,84 @@
+"""`vitlab export`: the file is measured, and is not written where it says something else."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+import vitlab
+from tests.deploy.models import digits_model, make, write_run
+from vitlab.commands.cli import main
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("run"), digits_model())
+
+
+def test_metrics_and_latency_are_measured_through_the_file(run, tmp_path, capsys):
+    out = tmp_path / "deep" / "digits.stablehlo"
+    assert main(["export", run, "--format", "stablehlo", "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "40 images of test[:40]: the run, the file" in said
+    about = json.loads(pathlib.Path(f"{out}.json").read_text())
+    for name in ("accuracy", "top5_accuracy", "nll", "ece", "mean_per_class_accuracy"):
+        before, after = (about["metrics"][name][key] for key in ("run", "file"))
+        assert after == pytest.approx(before, abs=1e-5)
+        assert f"  {name:24}{before:8.4f}{after:8.4f}" in said
+    assert about["latency_ms"]["file"] > 0
+    assert about["classes"] == list("0123456789")
+    assert about["inputs"] == {"images": "uint8[batch, 8, 8, 1]"}
+    # And the file by itself.
+    function = jax.export.deserialize(bytearray(out.read_bytes())).call
+    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), dtype=np.uint8)
+    found = np.asarray(function(images)["probabilities"])
+    expected = [each.probabilities for each in vitlab.load(run).predict(list(images))]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_file_that_says_something_else_is_not_written(run, tmp_path, capsys):
+    out = tmp_path / "digits.stablehlo"
+    command = ["export", run, "--format", "stablehlo", "--dtype", "bfloat16", "--out", str(out)]
+    assert main([*command, "--tolerance", "0"]) == 1
+    said = capsys.readouterr()
+    assert "not written" in said.out + said.err
+    assert not list(tmp_path.iterdir())
+    assert main([*command, "--tolerance", "100"]) == 0
+    assert out.exists()
+
+
+def test_without_data_it_is_not_measured(tmp_path, capsys):
+    run = write_run(tmp_path / "run", make("classification"), source="folder:nowhere")
+    command = ["export", run, "--format", "safetensors"]
+    assert main(command) == 2
+    assert "nowhere" in capsys.readouterr().err
+    assert main([*command, "--check", "no"]) == 0
+    assert "metrics" not in json.loads((tmp_path / "run/export/model.safetensors.json").read_text())
+
+
+@pytest.mark.slow
+def test_onnx_is_measured_through_onnx_runtime(run, tmp_path, capsys):
+    pytest.importorskip("jax2onnx")
+    out = tmp_path / "digits.onnx"
+    assert main(["export", run, "--format", "onnx", "--out", str(out)]) == 0
+    about = json.loads(pathlib.Path(f"{out}.json").read_text())
+    assert about["metrics"]["accuracy"]["file"] == about["metrics"]["accuracy"]["run"]
+
+
+def test_what_goes_wrong_is_one_line(run, tmp_path, capsys):
+    cases = [
+        ([run], "--format"),
+        ([run, "--format", "onx"], "--format is 'onx' but must be onnx, stablehlo, safetensors"),
+        ([run, "--format", "stablehlo", "--dtype", "int8"], "--dtype is 'int8'"),
+        ([run, "--format", "stablehlo", "--tolerance", "much"], "--tolerance is 'much'"),
+        ([run, "--format", "stablehlo", "--split", "nothing"], "nothing"),
+        ([str(tmp_path), "--format", "stablehlo"], str(tmp_path)),
+        ([run, "--format", "stablehlo", "--out", "/proc/none/x"], "/proc/none"),
+    ]
+    for arguments, line in cases:
+        assert main(["export", *arguments]) == 2, arguments
+        said = capsys.readouterr().err.splitlines()
+        assert len(said) == 1, said
+        assert line in said[0]

@@ -1,0 +1,91 @@
+"""Tiny models of every task with random parameters, as a trained run would give them."""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+
+from vitlab import checkpoints
+from vitlab import config as config_lib
+from vitlab.deploy.model import Model
+from vitlab.tasks.task import task_class
+
+ROOT = pathlib.Path(__file__).parents[2]
+VIT = dict(name="vit", patch_size=8, width=16, depth=1, num_heads=2)
+DETECTOR = dict(width=16, num_heads=2, mlp_dim=16, num_queries=8, decoder_layers=1)
+# Task, model, and the ops of the preprocessing.
+MODELS = {
+    "classification": (VIT, "decode|resize_small(36)|central_crop(32)"),
+    "detection": (
+        dict(name="plain_detr", backbone=VIT, **DETECTOR),
+        "decode|letterbox((32,48))|pad_boxes(4)",
+    ),
+    "segmentation": (
+        dict(name="unet", backbone=VIT, widths=(16, 8)),
+        "decode|letterbox((32,48))|semantic",
+    ),
+    "universal_segmentation": (
+        dict(name="eomt", backbone={**VIT, "depth": 2}, num_queries=6, num_blocks=1),
+        "decode|letterbox((32,48))|pad_segments(4)",
+    ),
+}
+CLASSES = ("cat", "dog", "grass")
+
+
+def make(task: str, ops: str | None = None, **model) -> Model:
+    """A model of a task, with other ops and settings where they are given."""
+    settings, own = MODELS[task]
+    loss = {"classification": "focal"} if task == "detection" else {}
+    built = task_class(task).from_config({**settings, **model}, loss, {}, CLASSES, jnp.float32)
+    variables = built.init(jax.random.key(0), jnp.zeros((1, 32, 48, 3)))
+    leaves, tree = jax.tree.flatten(variables)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    # Heads begin at zero, which would say the same of every image.
+    leaves = [x + 0.05 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    preprocess = f"{own if ops is None else ops}|value_range(-1,1)"
+    things = (True, True, False) if task == "universal_segmentation" else ()
+    variables = jax.tree.unflatten(tree, leaves)
+    return Model(task, built, variables, preprocess, (32, 48), (7, 8, 12), things)
+
+
+def write_run(workdir: pathlib.Path, model: Model, source: str = "", evaluator: str = "") -> str:
+    """Puts a model into a working directory, as a run that learned it leaves it.
+
+    Args:
+        workdir: the directory.
+        model: what was learned.
+        source: of the data.
+        evaluator: the kind of the evaluator "test"; by default the task's own.
+    """
+    about = model.about()
+    config = config_lib.load(str(ROOT / "configs/quickstart.py"))
+    kind = evaluator or model.task.evaluators[0]
+    config |= {
+        "task": model.task_name,
+        "model": about["model"],
+        "loss": about["loss"],
+        "augment": {},
+        "evaluators": {"test": dict(kind=kind, split="test[:40]", preprocess=model.preprocess)},
+    }
+    config["data"]["source"] = source or "digits"
+    config.pop("ema_decay", None)
+    meta = {key: about[key] for key in ("classes", "category_ids", "things", "image_size")}
+    variables = dict(model.variables)
+    state = {"params": variables.pop("params"), "model_state": variables}
+    writer = checkpoints.Writer(workdir / "checkpoints", 1, print)
+    writer.save(1, state, meta, None)
+    writer.close()
+    (workdir / "config.json").write_text(json.dumps(config))
+    return str(workdir)
+
+
+def digits_model() -> Model:
+    """A classifier of scikit-learn's digits."""
+    classes = tuple("0123456789")
+    settings = dict(name="vit", patch_size=2, width=16, depth=1, num_heads=2)
+    task = task_class("classification").from_config(settings, {}, {}, classes, jnp.float32)
+    variables = task.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    head = variables["params"]["head"]
+    head["kernel"] = jax.random.normal(jax.random.key(1), head["kernel"].shape)
+    return Model("classification", task, variables, "decode(1)|value_range(-1,1)", (8, 8))
