@@ -26,7 +26,8 @@ def interruptible() -> Iterator[None]:
     def on_unraisable(args):
         if args.exc_type is KeyboardInterrupt:
             # Nothing can be raised during a garbage collection: a moment later it can.
-            threading.Timer(0.1, signal.raise_signal, [signal.SIGINT]).start()
+            main = threading.main_thread().ident
+            threading.Timer(0.1, signal.pthread_kill, [main, signal.SIGINT]).start()
         elif not came:
             unraisable(args)
 
