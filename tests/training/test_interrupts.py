@@ -20,6 +20,11 @@ try:
     {CTRL_C}
 except KeyboardInterrupt as e:
     raise RuntimeError("half an import") from e""",
+    "where it is caught": f"""
+try:
+    {CTRL_C}
+except KeyboardInterrupt:
+    time.sleep(20)""",
     "while a thread fails in consequence": f"""
 def fail():
     while not gone:
