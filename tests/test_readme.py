@@ -133,7 +133,8 @@ def own_data(root):
         for kind in ("cat", "dog"):
             photograph(root / f"photos/train/{kind}/{i}.jpg")
             photograph(root / f"photos/val/{kind}/{i}.jpg", (70, 70))
-        photograph(root / f"all_photos/{i}.jpg")
+        for j in range(5):
+            photograph(root / f"all_photos/{i}_{j}.jpg")
         photograph(root / f"new_photos/{i}.png", (50 + i, 90))
         for split in ("train", "val"):
             photograph(root / f"boxes/images/{split}/{i}.jpg")

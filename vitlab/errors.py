@@ -1,5 +1,7 @@
 """The errors that end a run with one line and a known exit code."""
 
+import signal
+
 
 class InputError(ValueError):
     """The user's config, data or command is wrong: `main` prints this one line and exits with 2."""
@@ -11,3 +13,14 @@ class WorkerError(RuntimeError):
 
 class DivergedError(RuntimeError):
     """The loss or a gradient is not finite: `main` prints this one line and exits with 3."""
+
+
+class StoppedError(Exception):
+    """SIGTERM or SIGINT came and a checkpoint was written; `signum` says which signal."""
+
+    def __init__(self, signum: int, step: int):
+        super().__init__(
+            f"stopped by {signal.Signals(signum).name}; step {step} is saved, "
+            "the same command goes on from there"
+        )
+        self.signum = signum

@@ -10,23 +10,43 @@ from typing import Any
 
 from vitlab import config as config_lib
 from vitlab.errors import InputError
-from vitlab.training.exit_codes import exit_code, failed
+from vitlab.training.exit_codes import exit_code, failed, helped
 
 USAGE = """\
-usage: python -m vitlab.main --config FILE[:arg] [--config.KEY=VALUE ...] [--workdir DIR]
+usage: python -m vitlab.main --config FILE[:ARG] [--config.KEY=VALUE ...] [--workdir DIR]
 
-  --config configs/quickstart.py            a config file
-  --config configs/vit_s16_imagenet.py:epochs=300
-                                            with arguments for its get_config(arg)
-  --config.optimizer.lr=3e-4                an override; may add a key, dots lead into sections
-  --workdir DIR                             where everything goes; default runs/NAME-HASH
-  --coordinator HOST:PORT --process_id I --num_processes N
-                                            one of several processes, one a host; under SLURM and
-                                            on a Cloud TPU they find each other without
+Trains what a config says. The same command again resumes an interrupted run.
 
-The same command again resumes an interrupted run. Exit codes: 0 finished, 1 the result could not
-be saved, or a worker or another process died, 2 wrong input, 3 diverged, 130 or 143 stopped by a
-signal with a checkpoint written (one of several processes saves on SIGTERM alone)."""
+options:
+  --config FILE[:ARG]   a config file, with what its get_config(arg) takes
+  --config.KEY=VALUE    an override; may add a key, dots lead into sections
+  --workdir DIR         where everything goes; default runs/NAME-HASH
+  --coordinator HOST:PORT, --process_id I, --num_processes N
+                        one of several processes, one a host; under SLURM and on a Cloud TPU they
+                        find each other without
+  --help                this help
+
+examples:
+  python -m vitlab.main --config configs/quickstart.py
+  python -m vitlab.main --config configs/vit_s16_imagenet.py:epochs=300 --workdir runs/vit
+  python -m vitlab.main --config configs/quickstart.py --config.optimizer.lr=3e-4
+
+writes: DIR/config.json, checkpoints, metrics.jsonl, tensorboard, report, result.json.
+
+exit codes: 0 finished, 1 the result could not be saved, or a worker or another process died, 2
+  wrong input, 3 diverged, 130 or 143 stopped by a signal with a checkpoint written (one of several
+  processes saves on SIGTERM alone)
+
+What comes after training, such as predicting and exporting: vitlab --help."""
+
+
+_EXAMPLES = {
+    "--config": "configs/quickstart.py",
+    "--workdir": "runs/vit",
+    "--coordinator": "host0:1234",
+    "--process_id": "0",
+    "--num_processes": "2",
+}
 
 
 @dataclasses.dataclass
@@ -47,16 +67,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         command = parse(argv)
         if command.spec is None:
-            print(USAGE)
-            return 0 if argv else 2
+            return exit_code(lambda: helped(USAGE)) or (0 if argv else 2)
         config = config_lib.load(command.spec, command.overrides)
+        # Heavy imports only now, so that a wrong command line is answered at once.
+        from vitlab import distributed
     except InputError as e:
         return failed(f"error: {e}", 2)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    # Heavy imports only now, so that a wrong command line is answered at once.
-    from vitlab import distributed
-
     try:
         code = _train(config, command)
     except BaseException:
@@ -68,12 +86,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(config: dict[str, Any], command: Command) -> int:
-    from rich.console import Console
-
-    from vitlab import distributed
-    from vitlab.training.loop import train
-
     def run():
+        # What takes long is here, so that Ctrl-C ends it as anything else.
+        from rich.console import Console
+
+        from vitlab import distributed
+        from vitlab.training.loop import train
+
         distributed.start(command.coordinator, command.process_id, command.num_processes)
         name = pathlib.Path(command.spec.partition(":")[0]).stem
         train(config, command.workdir, name, Console(force_jupyter=False))
@@ -88,9 +107,7 @@ def parse(argv: Sequence[str]) -> Command:
         InputError: an argument that does not exist, or one without its value.
     """
     command = Command()
-    names = {
-        f"--{name}": name for name in ("workdir", "coordinator", "process_id", "num_processes")
-    }
+    names = {name: name.removeprefix("--") for name in _EXAMPLES if name != "--config"}
     arguments = iter(argv)
     for argument in arguments:
         if argument in ("-h", "--help"):
@@ -104,18 +121,23 @@ def parse(argv: Sequence[str]) -> Command:
         if not equals:
             value = next(arguments, None)
             if value is None or value.startswith("--"):
-                raise InputError(f"argument {name} needs a value")
+                example = _EXAMPLES.get(name, "VALUE")
+                raise InputError(f"argument {name} needs a value, such as {name}={example}")
         if name == "--config":
             command.spec = value
         elif name == "--workdir":
             if "://" in value:
-                raise InputError(f"--workdir {value}: a working directory is a local folder")
+                raise InputError(
+                    f"--workdir {value}: a working directory is a local folder, such as runs/vit"
+                )
             command.workdir = pathlib.Path(value)
         elif name == "--coordinator":
             command.coordinator = value
         elif name in names:
             if not value.isdecimal():
-                raise InputError(f"argument {name} is {value!r} but must be a number")
+                raise InputError(
+                    f"argument {name} is {value!r} but must be a number, such as {_EXAMPLES[name]}"
+                )
             setattr(command, names[name], int(value))
         else:
             command.overrides.append((name.removeprefix("--config."), value))

@@ -1,5 +1,7 @@
 """`vitlab convert`: every line of its help, and what goes wrong."""
 
+import json
+
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -43,6 +45,20 @@ def test_inspect(tmp_path, capsys, hf_vit):
     assert lines["keys"] == "40 keys used"
 
 
+def test_as_json(tmp_path, capsys, hf_vit):
+    assert main(["convert", "--inspect", str(hf_vit), "--json"]) == 0
+    known = json.loads(capsys.readouterr().out)
+    assert (known["format"], known["parameters"], known["classes"]) == ("hf-vit", 14863, 7)
+    assert known["image_size"] == [24, 24]
+    out = tmp_path / "timm"
+    assert main(["convert", "--json", str(hf_vit), str(out), "--to", "timm"]) == 0
+    captured = capsys.readouterr()
+    written = json.loads(captured.out)
+    assert (written["path"], written["numbers"]) == (f"{out}/model.safetensors", 14863)
+    assert "norm_eps is 1e-12" in written["notes"][0]
+    assert "40 keys used" in captured.err
+
+
 def test_inspect_takes_hints(tmp_path, capsys):
     path = ref.write(tmp_path / "a", ref.reference("weights_dinov2"))
     assert main(["convert", "--inspect", str(path)]) == 2
@@ -63,7 +79,7 @@ def test_inspect_takes_hints(tmp_path, capsys):
         (["nothing", "b", "--to", "timm"], "nothing"),
         (["a", "b", "--to", "timm", "--heads", "3"], "argument --heads does not exist"),
         (["--inspect", "a", "b"], "takes a source and nothing else"),
-        (["HF", "b", "--to", "onnx"], "'onnx' is not one that can be written: timm,"),
+        (["HF", "b", "--to", "onnx"], "--to is 'onnx' but must be timm, hf-vit or big_vision"),
         (["HF", "HF", "--to", "timm"], "hf_vit exists already"),
         (["HF", "b", "--to", "big_vision"], "big_vision's ViT has no mlp='gelu'"),
         (["--inspect", "HF", "--num_heads", "5"], "ViT width 24 is no multiple of 5"),

@@ -85,6 +85,29 @@ def test_check_lists_what_is_broken(cats, capsys):
     assert "boxes 30" in lines  # Those of images that cannot be read are counted too.
 
 
+def test_check_as_json_and_quietly(cats, capsys):
+    folder, content = cats
+    (folder / "train.json").write_text(json.dumps(content))
+    command = ["data", "check", f"coco:{folder}/train.json"]
+    assert vitlab([*command, "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert vitlab([*command, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["images"], found["boxes"], found["crowd"]) == (2, 3, 1)
+    assert found["image_sizes"] == {"width": [50, 200], "height": [40, 100], "different": 2}
+    assert found["boxes_per_image"] == {"median": 1.5, "most": 3}
+    assert found["classes"] == {"cat": 2, "[dog]": 1}
+    assert not any(found["broken"].values())
+    (folder / "b.png").write_bytes(b"no image")
+    assert vitlab([*command, "--quiet"]) == 1
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "images that cannot be read: 1"
+    assert second.startswith(f"  {folder}/b.png: the image")
+    assert vitlab([*command, "--json"]) == 1
+    broken = json.loads(capsys.readouterr().out)["broken"]
+    assert broken["images_that_cannot_be_read"] == [second.strip()]
+
+
 def test_check_of_whole_images(tmp_path, capsys):
     for name in ("cat/a.png", "cat/b.png", "dog/c.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -231,14 +254,14 @@ def test_preview_draws_an_image_each(cats, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "vitlab data has no action ''; choose from check, preview"),
-        (["chek", "digits"], "has no action 'chek'; did you mean 'check'?"),
-        (["check"], "vitlab data check needs one source, such as voc:PATH"),
-        (["check", "a:b", "c:d"], "needs one source"),
+        ([], "vitlab data needs ACTION and SOURCE, such as vitlab data check voc:"),
+        (["chek", "digits"], "there is no action 'chek'; did you mean 'check'?"),
+        (["check"], "vitlab data needs SOURCE, such as vitlab data check voc:"),
+        (["check", "a:b", "c:d"], "'c:d' is one argument too many"),
         (["check", "coco:no.json"], "no.json: cannot be read"),
-        (["check", "digits", "--out", "x"], "argument --out does not exist"),
+        (["check", "digits", "--out", "x"], "--out is of vitlab data preview"),
         (["check", "digits", "--split"], "argument --split needs a value"),
-        (["preview", "images:.", "--count", "0"], "--count is '0' but must be a number from 1 on"),
+        (["preview", "images:.", "--count", "0"], "--count is '0' but must be a whole number"),
         (["preview", "images:."], "vitlab data preview needs --out DIR"),
         (["preview", "images:.", "--out", "x"], "has no objects to draw"),
         (["preview", "images:.", "--out", "x", "--draw", "a"], "--draw is 'a' but must be objects"),

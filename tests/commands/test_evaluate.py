@@ -90,8 +90,9 @@ def test_other_data_are_measured_whole_into_a_folder_of_their_own(run, tmp_path,
     (out / "report/test/old.png").write_text("")
     (out / "report/notes.txt").write_text("")
     command = ["evaluate", str(run), "--out", str(out), "--split", "train[:3]"]
-    assert vitlab([*command, "--batch_size", "2"]) == 0
+    assert vitlab([*command, "--batch_size", "2", "--json"]) == 0
     result = json.loads((out / "result.json").read_text())
+    assert json.loads(capsys.readouterr().out) == result
     assert result["images"] == {"test": 3, "own": 3}
     assert not (out / "report/test/old.png").exists()
     assert (out / "report/notes.txt").exists()

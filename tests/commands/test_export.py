@@ -19,10 +19,12 @@ def run(tmp_path_factory):
 
 def test_metrics_and_latency_are_measured_through_the_file(run, tmp_path, capsys):
     out = tmp_path / "deep" / "digits.stablehlo"
-    assert main(["export", run, "--format", "stablehlo", "--out", str(out)]) == 0
-    said = capsys.readouterr().out
+    assert main(["export", run, "--format", "stablehlo", "--out", str(out), "--json"]) == 0
+    captured = capsys.readouterr()
+    said = captured.err
     assert "40 images of test[:40]: the run, the file" in said
     about = json.loads(pathlib.Path(f"{out}.json").read_text())
+    assert json.loads(captured.out) == {"path": str(out), **about}
     for name in ("accuracy", "top5_accuracy", "nll", "ece", "mean_per_class_accuracy"):
         before, after = (about["metrics"][name][key] for key in ("run", "file"))
         assert after == pytest.approx(before, abs=1e-5)
@@ -42,8 +44,7 @@ def test_a_file_that_says_something_else_is_not_written(run, tmp_path, capsys):
     out = tmp_path / "digits.stablehlo"
     command = ["export", run, "--format", "stablehlo", "--dtype", "bfloat16", "--out", str(out)]
     assert main([*command, "--tolerance", "0"]) == 1
-    said = capsys.readouterr()
-    assert "not written" in said.out + said.err
+    assert "vitlab: not written: " in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
     assert main([*command, "--tolerance", "100"]) == 0
     assert out.exists()
@@ -54,7 +55,7 @@ def test_without_data_it_is_not_measured(tmp_path, capsys):
     command = ["export", run, "--format", "safetensors"]
     assert main(command) == 2
     assert "nowhere" in capsys.readouterr().err
-    assert main([*command, "--check", "no"]) == 0
+    assert main([*command, "--unchecked"]) == 0
     assert "metrics" not in json.loads((tmp_path / "run/export/model.safetensors.json").read_text())
 
 
@@ -70,7 +71,7 @@ def test_onnx_is_measured_through_onnx_runtime(run, tmp_path, capsys):
 def test_what_goes_wrong_is_one_line(run, tmp_path, capsys):
     cases = [
         ([run], "--format"),
-        ([run, "--format", "onx"], "--format is 'onx' but must be onnx, stablehlo, safetensors"),
+        ([run, "--format", "onx"], "--format is 'onx' but must be onnx, stablehlo or safe"),
         ([run, "--format", "stablehlo", "--dtype", "int8"], "--dtype is 'int8'"),
         ([run, "--format", "stablehlo", "--tolerance", "much"], "--tolerance is 'much'"),
         ([run, "--format", "stablehlo", "--split", "nothing"], "nothing"),

@@ -111,7 +111,9 @@ def test_neighbours_are_looked_for_elsewhere(digits, photos, tmp_path, capsys):
     command = ["inspect", str(digits), str(photos / "a.png"), *SMALL, "--what", "neighbours"]
     # Of the folder that it is in: all but itself.
     folder = [*command, "--among", str(photos), "--k", "3", "--layer", "block_0"]
-    assert vitlab([*folder, "--out", str(tmp_path / "folder")]) == 0
+    assert vitlab([*folder, "--out", str(tmp_path / "folder"), "--json"]) == 0
+    pictures = json.loads(capsys.readouterr().out)["pictures"]
+    assert [each["path"] for each in pictures] == [f"{tmp_path}/folder/neighbours.png"]
     assert Image.open(tmp_path / "folder/neighbours.png").width == 10 + 3 * 234
     source = [*command, "--among", "digits", "--split", "test[:7]", "--k", "4"]
     assert vitlab([*source, "--out", str(tmp_path / "source")]) == 0
@@ -135,14 +137,14 @@ def test_broken_files_are_told_and_the_others_drawn(digits, photos, tmp_path, ca
 def test_mistakes_are_one_line_and_exit_2(digits, photos, tmp_path, capsys):
     images = [str(digits), str(photos)]
     for arguments, said in [
-        ([], "needs a working directory and images"),
-        ([str(digits)], "needs a working directory and images"),
+        ([], "needs WORKDIR and IMAGE, such as vitlab inspect runs/vit photos --out seen"),
+        ([str(digits)], "needs IMAGE, such as vitlab inspect"),
         (images, "needs --out DIR"),
-        ([*images, "--out", "X", "--wat", "pca"], "--wat does not exist; did you mean 'what'?"),
-        ([*images, "--out", "X", "--what", "pcaa"], "has no 'pcaa'; did you mean 'pca'?"),
+        ([*images, "--out", "X", "--wat", "pca"], "--wat does not exist; did you mean '--what'?"),
+        ([*images, "--out", "X", "--what", "pcaa"], "; did you mean 'pca'?"),
         ([*images, "--out", "X", "--blocks", "last"], "must be all, or numbers such as 0,5,11"),
         ([*images, "--out", "X", "--blocks", "2", *SMALL], "no block 2: the ViT's are 0 to 1"),
-        ([*images, "--out", "X", "--k", "0"], "--k is '0' but must be a number from 1 to 20"),
+        ([*images, "--out", "X", "--k", "0"], "--k is '0' but must be a whole number from 1 to"),
         ([*images, "--out", "X", "--split", "test"], "--split is of --among"),
         ([*images, "--out", "X", "--among", str(photos), "--split", "a"], f"folder:{photos} or"),
         ([*images, "--out", "X", "--among", "digit"], "source 'digit' is not known"),

@@ -37,9 +37,12 @@ def rows(out):
 
 
 @pytest.mark.parametrize("task", MODELS)
-def test_every_task_writes_rows_and_pictures(runs, photos, tmp_path, task):
+def test_every_task_writes_rows_and_pictures(runs, photos, tmp_path, task, capsys):
     out = tmp_path / "out"
-    assert main(["predict", runs[task], str(photos), "--out", str(out), "--min_score", "0"]) == 0
+    command = ["predict", runs[task], str(photos), "--out", str(out), "--min_score", "0"]
+    assert main([*command, "--json"]) == 0
+    # JSON lines are what the file has.
+    assert capsys.readouterr().out == (out / "predictions.jsonl").read_text()
     files = {row["file"]: row["image_id"] for row in rows(out)}
     names = ["a", "deep/a", "deep/b"]
     expected = [f"{photos}/{name}" for name in ("a.png", "deep/a.webp", "deep/b.jpg")]
@@ -97,7 +100,8 @@ def test_broken_images_are_told_and_the_others_are_done(runs, photos, tmp_path, 
     said = capsys.readouterr()
     errors = said.err.splitlines()
     assert [line for line in errors if "text.jpg" in line] == [
-        f"vitlab: {photos}/text.jpg: the image (8 bytes) is not a JPEG, PNG, WebP, BMP or GIF"
+        f"vitlab: broken: {photos}/text.jpg: the image (8 bytes) is not a JPEG, PNG, WebP, BMP or "
+        "GIF"
     ]
     assert any("cut.png" in line and "damaged or cut short" in line for line in errors)
     assert errors[-1] == "vitlab: 2 of 5 images are broken"
@@ -115,13 +119,13 @@ def test_a_safetensors_file_predicts_as_its_run(runs, photos, tmp_path):
 def test_what_goes_wrong_is_one_line(runs, photos, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     cases = [
-        ([runs["detection"]], "needs a working directory and images"),
+        ([runs["detection"]], "needs IMAGE, such as vitlab predict runs"),
         ([runs["detection"], str(tmp_path / "empty")], "holds no image"),
         ([runs["detection"], "nothing.jpg"], "nothing.jpg does not exist"),
         ([str(tmp_path / "empty"), str(photos)], "empty"),
         ([runs["detection"], str(photos), "--tta", "rotate"], "--tta is 'rotate' but must be flip"),
-        ([runs["detection"], str(photos), "--batch_size", "0"], "must be a positive number"),
-        ([runs["detection"], str(photos), "--max_pixels", "many"], "must be a positive number"),
+        ([runs["detection"], str(photos), "--batch_size", "0"], "must be a whole number from 1 on"),
+        ([runs["detection"], str(photos), "--max_pixels", "many"], "must be a whole number"),
         ([runs["detection"], str(photos), "--preprocess", "decode|blur"], 'no op "blur"'),
         ([runs["detection"], str(photos), "--out", runs["detection"]], "is a working directory"),
         ([runs["detection"], str(photos), "--scores", "1"], "--scores does not exist"),

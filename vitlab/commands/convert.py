@@ -5,53 +5,90 @@ import math
 from typing import Any
 
 from vitlab import config as config_lib
-from vitlab.commands.arguments import parse as parse_arguments
+from vitlab.commands.arguments import Argument, Given, Option, Verb
+from vitlab.commands.terminal import Output
 from vitlab.errors import InputError
 
-USAGE = """\
-usage: vitlab convert SOURCE DESTINATION --to FORMAT [--HINT VALUE ...]
-       vitlab convert --inspect SOURCE [--HINT VALUE ...]
+VERB = Verb(
+    "convert",
+    ("SOURCE DESTINATION --to FORMAT [--HINT VALUE ...]", "--inspect SOURCE [--HINT VALUE ...]"),
+    "Writes published weights, or those of a run, as another library has them; or says what they "
+    "are. What was written is read back and compared to the bit before it is called done.",
+    (
+        Argument(
+            "SOURCE",
+            "a safetensors, npz or .pth file, a folder with model.safetensors, hf:OWNER/NAME, "
+            "part of an npz (siglip.npz:img), or a working directory, of whose model the backbone "
+            "is taken",
+            path="file",
+            optional=True,
+        ),
+        Argument("DESTINATION", "a new file or folder", path="file", optional=True),
+    ),
+    (
+        Option(
+            "to",
+            "FORMAT",
+            "what is written",
+            {
+                "timm": 'a folder for timm.create_model("local-dir:DESTINATION", pretrained=True)',
+                "hf-vit": "a folder for transformers' ViTForImageClassification.from_pretrained",
+                "big_vision": "an npz file",
+            },
+        ),
+        Option("inspect", "SOURCE", "says what it is, and writes nothing", path="file"),
+        Option("num_heads", "COUNT", "this and the rest: what a file does not tell"),
+        Option("norm_eps", "NUMBER", "of its layer norms, such as 1e-6"),
+        Option("mlp", "KIND", "such as gelu or swiglu"),
+        Option("pool", "KIND", "such as token, gap or map"),
+        Option("num_classes", "COUNT", "of its head; 0 leaves it away"),
+        Option("image_size", "SIZE", "to resize positions to: 224, or (224,160)"),
+        Option("grid", "SIZE", "of its patches: 14, or (14,10)"),
+        Option("part", "NAME", "of a .pth that holds several things, such as student"),
+        Option("format", "NAME", "of the file, where names and shapes leave it open"),
+    ),
+    (
+        "vitlab convert --inspect dinov2_vits14_pretrain.pth",
+        "vitlab convert mae_pretrain_vit_base.pth mae_b16 --to timm",
+        "vitlab convert runs/vit_s16 vit_s16.npz --to big_vision",
+    ),
+    "DESTINATION.",
+)
 
-SOURCE is a safetensors, npz or .pth file, a folder with model.safetensors, hf:OWNER/NAME, part of
-an npz (siglip.npz:img), or a working directory, of whose model the backbone is taken.
 
-  --to timm         a folder for timm.create_model("local-dir:DESTINATION", pretrained=True)
-  --to hf-vit       a folder for transformers' ViTForImageClassification.from_pretrained
-  --to big_vision   an npz file
-
-  --num_heads, --norm_eps, --mlp, --pool, --num_classes, --image_size, --grid, --part, --format
-                    what a file does not tell: see vitlab.weights.load
-
-  vitlab convert --inspect dinov2_vits14_pretrain.pth
-  vitlab convert mae_pretrain_vit_base.pth mae_b16 --to timm
-  vitlab convert runs/vit_s16 vit_s16.npz --to big_vision
-
-What was written is read back and compared to the bit before it is called done."""
-
-HINTS = (
-    "num_heads", "norm_eps", "mlp", "pool", "num_classes", "image_size", "grid", "part", "format"
-)  # fmt: skip
-
-
-def run(arguments: list[str]) -> None:
+def run(given: Given, output: Output) -> None:
     """Converts or inspects as the command line says.
 
     Raises:
         InputError: anything in it is wrong, or the weights are.
     """
-    plain, options = parse_arguments(arguments, ("to", "inspect", *HINTS))
-    hints = {key: config_lib.parse_value(options[key]) for key in HINTS if key in options}
+    plain, options = given.plain, given.options
+    hints = {
+        key: config_lib.parse_value(value)
+        for key, value in options.items()
+        if key not in ("to", "inspect")
+    }
     if "inspect" in options:
         if plain or "to" in options:
-            raise InputError("vitlab convert --inspect takes a source and nothing else")
-        print(card(_read(options["inspect"], hints), options["inspect"]))
+            raise InputError(
+                "vitlab convert --inspect takes a source and nothing else, such as vitlab convert "
+                f"--inspect {options['inspect']}"
+            )
+        loaded = _read(options["inspect"], hints)
+        output.document(card(loaded, options["inspect"]))
+        output.text(card_text(loaded, options["inspect"]))
         return
     if len(plain) != 2 or "to" not in options:
-        raise InputError("vitlab convert needs a source, a destination and --to FORMAT")
+        raise InputError(
+            "vitlab convert needs a source, a destination and --to FORMAT, such as "
+            f"{VERB.examples[1]}"
+        )
     from vitlab.weights.saving import save
 
     if plain[1].startswith("hf:"):
-        raise InputError(f"{plain[1]}: a destination is a file or a folder of this machine")
+        raise InputError(
+            f"{plain[1]}: a destination is a file or a folder of this machine, such as vit"
+        )
     loaded = _read(plain[0], hints)
     written = save(
         plain[1],
@@ -63,29 +100,55 @@ def run(arguments: list[str]) -> None:
         loaded.classes,
     )
     print(f"{plain[0]}: {loaded.report}")
-    print(f"{written.path} holds the same {_count(loaded.variables):,} numbers, read back")
+    numbers = _count(loaded.variables)
+    output.text(f"{written.path} holds the same {numbers:,} numbers, read back")
+    output.document(
+        {
+            "path": str(written.path),
+            "format": options["to"],
+            "numbers": numbers,
+            "keys": str(loaded.report),
+            "notes": written.notes,
+        }
+    )
     for note in written.notes:
         print(f"note: {note}")
 
 
-def card(loaded: Any, name: str) -> str:
-    """A model card of some lines."""
+def card(loaded: Any, name: str) -> dict[str, Any]:
+    """What weights are, for a program."""
+    return {
+        "weights": name,
+        "format": loaded.format,
+        "model": described(loaded.module),
+        "parameters": _count({"params": loaded.variables["params"]}),
+        "image_size": loaded.image_size,
+        "preprocessing": loaded.preprocessing,
+        "preprocessing_stated": loaded.preprocessing_stated,
+        "classes": getattr(loaded.module, "num_classes", None) or 0,
+        "licence": loaded.licence,
+        "keys": str(loaded.report),
+    }
+
+
+def card_text(loaded: Any, name: str) -> str:
+    """The same for a person, in some lines."""
     from vitlab.weights.formats import FORMATS
 
+    known = card(loaded, name)
     titles = {form.name: form.title for form in FORMATS}
-    stated = "" if loaded.preprocessing_stated else ", which no file says"
-    height, width = loaded.image_size
-    classes = getattr(loaded.module, "num_classes", None)
+    stated = "" if known["preprocessing_stated"] else ", which no file says"
+    height, width = known["image_size"]
     lines = {
         "weights": name,
-        "format": f"{loaded.format}: {titles.get(loaded.format, 'a run of vitlab')}",
-        "model": described(loaded.module),
-        "parameters": f"{_count({'params': loaded.variables['params']}):,}",
+        "format": f"{known['format']}: {titles.get(known['format'], 'a run of vitlab')}",
+        "model": known["model"],
+        "parameters": f"{known['parameters']:,}",
         "images": f"{height} x {width}",
-        "preprocessing": f"{loaded.preprocessing}{stated}",
-        "classes": f"{classes:,}" if classes else "none",
-        "licence": loaded.licence or "not stated in the file",
-        "keys": str(loaded.report).replace("\n", f"\n{'':15}"),
+        "preprocessing": f"{known['preprocessing']}{stated}",
+        "classes": f"{known['classes']:,}" if known["classes"] else "none",
+        "licence": known["licence"] or "not stated in the file",
+        "keys": known["keys"].replace("\n", f"\n{'':15}"),
     }
     return "\n".join(f"{key:<15}{value}" for key, value in lines.items())
 

@@ -4,13 +4,13 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 
-from vitlab.commands.arguments import parse
-from vitlab.config import nearest
+from vitlab.commands.arguments import Argument, Given, Option, Verb
+from vitlab.commands.terminal import Output
 from vitlab.data.annotated import AnnotatedSource
 from vitlab.data.annotations import Annotation, duplicates
 from vitlab.data.decode import decode
@@ -21,30 +21,71 @@ from vitlab.data.segments import Segments
 from vitlab.data.sources import Source, open_source
 from vitlab.errors import InputError
 
-USAGE = """\
-usage: vitlab data check SOURCE [--split SPLIT]
-       vitlab data preview SOURCE --out DIR [--split SPLIT] [--count COUNT] [--draw WHAT]
+VERB = Verb(
+    "data",
+    ("check SOURCE [--split SPLIT]", "preview SOURCE --out DIR [--OPTION VALUE ...]"),
+    "Looks at a data set before it costs a night.",
+    (
+        Argument(
+            "ACTION",
+            "what is done",
+            {
+                "check": "counts images, classes, boxes and pixels, decodes every image and "
+                "mask, and lists what is broken, which with --quiet is all that it says",
+                "preview": "draws what is annotated in the first images, a PNG each",
+            },
+        ),
+        Argument(
+            "SOURCE",
+            "a source string, such as coco:instances.json, voc:PATH, yolo:data.yaml, masks:PATH, "
+            "panoptic:panoptic.json, folder:PATH",
+            path="file",
+        ),
+    ),
+    (
+        Option("split", "SPLIT", "such as val or train[:100]", default="train"),
+        Option(
+            "out",
+            "DIR",
+            "preview: the folder of the pictures",
+            path="folder",
+            required=True,
+            of="preview",
+        ),
+        Option(
+            "count",
+            "COUNT",
+            "preview: how many",
+            default=16,
+            number=int,
+            least=1,
+            of="preview",
+        ),
+        Option(
+            "draw",
+            "WHAT",
+            "preview: by default what an image's annotation is of",
+            {
+                "objects": "these with their boxes",
+                "segments": "the segment that each pixel is annotated with",
+            },
+            of="preview",
+        ),
+    ),
+    (
+        "vitlab data check voc:VOCdevkit/VOC2007",
+        "vitlab data check 'coco:annotations/instances_{split}2017.json?images={split}2017' "
+        "--split val",
+        "vitlab data preview voc:VOCdevkit/VOC2007 --out pictures",
+    ),
+    "preview: DIR/0000.png and so on.",
+    "something is broken",
+)
 
-  check      counts images, classes, boxes and pixels, decodes every image and mask, and lists
-             what is broken: exit code 1 where something is
-  preview    draws what is annotated in the first images, a PNG each
-
-  SOURCE     a source string, such as coco:instances.json, voc:PATH, yolo:data.yaml, masks:PATH,
-             panoptic:panoptic.json, folder:PATH
-  --split    such as train (the default), val, train[:100]
-  --out      the folder of the pictures
-  --count    how many; default 16
-  --draw     objects, with their boxes (the default where an image's annotation is of them), or
-             segments, by which every pixel is annotated
-
-  vitlab data check 'coco:annotations/instances_{split}2017.json?images={split}2017' --split val
-  vitlab data preview voc:VOCdevkit/VOC2007 --out pictures"""
-
-_ACTIONS = {"check": ("split",), "preview": ("out", "split", "count", "draw")}
 _SHOWN = 20  # Broken things of one kind; the rest are counted.
 
 
-def run(arguments: list[str]) -> int:
+def run(given: Given, output: Output) -> int:
     """Checks or draws as the command line says.
 
     Returns:
@@ -53,46 +94,23 @@ def run(arguments: list[str]) -> int:
     Raises:
         InputError: anything in the command line or in the source is wrong.
     """
-    action = arguments[0] if arguments else ""
-    if action not in _ACTIONS:
-        raise InputError(f"vitlab data has no action {action!r}{nearest(action, _ACTIONS)}")
-    plain, options = parse(arguments[1:], _ACTIONS[action])
-    if len(plain) != 1:
-        raise InputError(f"vitlab data {action} needs one source, such as voc:PATH")
-    source = open_source(plain[0], options.get("split", "train"))
+    (action, spec), options = given.plain, given.options
+    source = open_source(spec, options["split"])
     if action == "check":
-        return check(source)
-    count = options.get("count", "16")
-    if not count.isdecimal() or not int(count):
-        raise InputError(f"argument --count is {count!r} but must be a number from 1 on")
-    if "out" not in options:
-        raise InputError("vitlab data preview needs --out DIR, the folder of the pictures")
+        return check(source, output)
     draw = options.get("draw", "segments" if _of_masks(source) else "objects")
-    if draw not in ("objects", "segments"):
-        raise InputError(f"argument --draw is {draw!r} but must be objects or segments")
-    preview(source, epath.Path(options["out"]).expanduser(), int(count), draw)
+    preview(source, epath.Path(options["out"]).expanduser(), options["count"], draw, output)
     return 0
 
 
-def check(source: Source) -> int:
-    """Prints what a source holds and what is broken in it: 1 where something is, else 0."""
-    looks = _look_at_all(source)
-    annotations = [look.objects for look in looks if look.objects is not None]
-    labels = [look.label for look in looks if look.label is not None]
-    _show("images", len(looks))
-    _show("image sizes", _sizes(looks))
-    pixels = [look.pixels for look in looks if look.pixels is not None]
-    if annotations:
-        labels = np.concatenate([each.labels for each in annotations]).tolist()
-        _show_boxes(annotations)
-        _show_masks(source, annotations)
-    if pixels:
-        _show_pixels(source.segment_names, np.stack(pixels))
-    elif source.class_names:
-        _show("of each class", "boxes" if annotations else "images")
-        counts = Counter(labels)
-        for label, name in enumerate(source.class_names):
-            _show(f"  {name}", counts[label])
+def check(source: Source, output: Output) -> int:
+    """Tells what a source holds and what is broken in it: 1 where something is, else 0."""
+    looks = _look_at_all(source, output)
+    facts = _facts(source, looks)
+    for fact in facts:
+        print(f"{fact.name:<24} {fact.told}")
+        for name, told in fact.rows.items():
+            print(f"{'  ' + name:<24} {told}")
     repeated = [line for i, look in enumerate(looks) for line in _repeated(source, i, look.objects)]
     broken = {
         "annotations that are odd": getattr(source, "notes", []),
@@ -101,28 +119,34 @@ def check(source: Source) -> int:
         "masks that cannot be used": [look.unusable for look in looks if look.unusable],
         "boxes that occur more than once": repeated,
     }
+    keyed = {what.replace(" ", "_"): lines for what, lines in broken.items()}
+    output.document({**{fact.key: fact.value for fact in facts}, "broken": keyed})
     for what, lines in broken.items():
         if lines:
-            print(f"\n{what}: {len(lines)}", *lines[:_SHOWN], sep="\n  ")
+            print()
+            output.text("\n  ".join([f"{what}: {len(lines)}", *lines[:_SHOWN]]))
         if len(lines) > _SHOWN:
-            print(f"  ... and {len(lines) - _SHOWN} more")
+            output.text(f"  ... and {len(lines) - _SHOWN} more")
     if any(broken.values()):
         return 1
     print("\nnothing is broken")
     return 0
 
 
-def preview(source: Source, out: epath.Path, count: int, draw: str) -> None:
+def preview(source: Source, out: epath.Path, count: int, draw: str, output: Output) -> None:
     """Draws the objects or segments of the first `count` images into a folder, as 0000.png and so
     on.
 
     Raises:
         InputError: the source has none, or an image cannot be read.
     """
+    pictures = []
     for index in range(min(count, len(source))):
         example, where = source[index], source.describe(index)
         if draw not in example:
-            raise InputError(f"{where}: has no {draw} to draw")
+            others = [what for what in ("objects", "segments") if what in example]
+            hint = f": --draw {others[0]}" if others else ", as those of coco:, voc: or masks: have"
+            raise InputError(f"{where}: has no {draw} to draw{hint}")
         try:
             image = decode(example["image"])
         except InputError as error:
@@ -141,7 +165,9 @@ def preview(source: Source, out: epath.Path, count: int, draw: str) -> None:
         path = out / f"{index:04}.png"
         with path.open("wb") as file:
             picture.save(file, "PNG")
-        print(f"{path}  {where}")
+        output.text(f"{path}  {where}")
+        pictures.append({"path": os.fspath(path), "what": where})
+    output.document({"pictures": pictures})
 
 
 def _of_masks(source: Source) -> bool:
@@ -194,70 +220,105 @@ def _count_pixels(segments: Segments, num_names: int) -> np.ndarray:
     return np.bincount(labels.ravel(), minlength=num_names + 1)
 
 
-def _look_at_all(source: Source) -> list[_Look]:
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
+def _look_at_all(source: Source, output: Output) -> list[_Look]:
+    looks = []
     # Pillow decodes outside of Python's lock, so threads share the work.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        looks = pool.map(lambda index: _look(source, index), range(len(source)))
-        return list(
-            track(
-                looks,
-                "decoding every image",
-                total=len(source),
-                console=console,
-                transient=True,
-                disable=not console.is_terminal,
-            )
-        )
+    with (
+        output.progress(len(source), "decoding every image") as advance,
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+    ):
+        for look in pool.map(lambda index: _look(source, index), range(len(source))):
+            looks.append(look)
+            advance()
+    return looks
 
 
-def _show(name: str, value) -> None:
-    print(f"{name:<24} {value}")
+class _Fact(NamedTuple):
+    """Something counted: `key` and `value` for a program, the rest for a person."""
+
+    key: str
+    value: Any
+    name: str
+    told: str
+    rows: dict[str, str] = {}
 
 
-def _sizes(looks: Sequence[_Look]) -> str:
+def _number(key: str, value: Any, name: str = "") -> _Fact:
+    return _Fact(key, int(value), name or key.replace("_", " "), str(value))
+
+
+def _facts(source: Source, looks: Sequence[_Look]) -> list[_Fact]:
+    annotations = [look.objects for look in looks if look.objects is not None]
+    labels = [look.label for look in looks if look.label is not None]
+    facts = [_number("images", len(looks)), _sizes(looks)]
+    pixels = [look.pixels for look in looks if look.pixels is not None]
+    if annotations:
+        labels = np.concatenate([each.labels for each in annotations]).tolist()
+        facts += [*_boxes(annotations), *_masks(source, annotations)]
+    if pixels:
+        facts.append(_pixels(source.segment_names, np.stack(pixels)))
+    elif source.class_names:
+        counts = Counter(labels)
+        value = {name: counts[label] for label, name in enumerate(source.class_names)}
+        rows = {name: str(count) for name, count in value.items()}
+        of = "boxes" if annotations else "images"
+        facts.append(_Fact("classes", value, "of each class", of, rows))
+    return facts
+
+
+def _sizes(looks: Sequence[_Look]) -> _Fact:
     sizes = {look.size for look in looks if look.size}
-    if len(sizes) < 2:
-        return " x ".join(map(str, *sizes)) if sizes else "unknown"
-    low, high = np.min(list(sizes), axis=0), np.max(list(sizes), axis=0)
-    return f"{low[0]} to {high[0]} wide, {low[1]} to {high[1]} high, {len(sizes)} different"
+    if not sizes:
+        return _Fact("image_sizes", None, "image sizes", "unknown")
+    low, high = np.min(list(sizes), axis=0).tolist(), np.max(list(sizes), axis=0).tolist()
+    value = {"width": [low[0], high[0]], "height": [low[1], high[1]], "different": len(sizes)}
+    told = f"{low[0]} to {high[0]} wide, {low[1]} to {high[1]} high, {len(sizes)} different"
+    if len(sizes) == 1:
+        told = f"{low[0]} x {low[1]}"
+    return _Fact("image_sizes", value, "image sizes", told)
 
 
-def _show_boxes(annotations: Sequence[Annotation]) -> None:
+def _boxes(annotations: Sequence[Annotation]) -> list[_Fact]:
     counts = np.array([len(each) for each in annotations])
     area, crowd, difficult = (
         np.concatenate([getattr(each, name) for each in annotations])
         for name in ("area", "crowd", "difficult")
     )
     small, large = (area < 32**2).sum(), (area >= 96**2).sum()
-    _show("images without objects", (counts == 0).sum())
-    _show("boxes", counts.sum())
-    _show("boxes per image", f"median {np.median(counts):g}, at most {counts.max()}")
-    _show("small, below 32 x 32", small)
-    _show("medium", len(area) - small - large)
-    _show("large, from 96 x 96 on", large)
-    _show("crowd", crowd.sum())
-    _show("difficult", difficult.sum())
+    median, most = float(np.median(counts)), int(counts.max())
+    return [
+        _number("images_without_objects", (counts == 0).sum()),
+        _number("boxes", counts.sum()),
+        _Fact(
+            "boxes_per_image",
+            {"median": median, "most": most},
+            "boxes per image",
+            f"median {median:g}, at most {most}",
+        ),
+        _number("small", small, "small, below 32 x 32"),
+        _number("medium", len(area) - small - large),
+        _number("large", large, "large, from 96 x 96 on"),
+        _number("crowd", crowd.sum()),
+        _number("difficult", difficult.sum()),
+    ]
 
 
-def _show_masks(source: Source, annotations: Sequence[Annotation]) -> None:
+def _masks(source: Source, annotations: Sequence[Annotation]) -> list[_Fact]:
     """How many objects lack a mask, where others have one."""
     if not isinstance(source, AnnotatedSource) or isinstance(source, PanopticSource):
-        return
+        return []
     outlines = [o for i in range(len(source)) for o in source.annotation(i).segmentations]
     lacking = sum(outline is None for outline in outlines)
-    if lacking < len(outlines):
-        _show("without a mask", lacking)
+    return [_number("without_a_mask", lacking)] if lacking < len(outlines) else []
 
 
-def _show_pixels(names: Sequence[str], pixels: np.ndarray) -> None:
+def _pixels(names: Sequence[str], pixels: np.ndarray) -> _Fact:
     images, shares = (pixels > 0).sum(axis=0), pixels.sum(axis=0) / pixels.sum()
-    _show("of each class", "images, part of all pixels")
-    for name, count, share in zip([*names, "(void)"], images, shares, strict=True):
-        _show(f"  {name}", f"{count:<8} {share:.2%}")
+    value, rows = {}, {}
+    for name, count, share in zip([*names, "(void)"], images.tolist(), shares, strict=True):
+        value[name] = {"images": count, "share_of_pixels": float(share)}
+        rows[name] = f"{count:<8} {share:.2%}"
+    return _Fact("classes", value, "of each class", "images, part of all pixels", rows)
 
 
 def _repeated(source: Source, index: int, objects: Annotation | None) -> list[str]:

@@ -2,54 +2,70 @@
 
 import dataclasses
 import pathlib
-from typing import Any, get_args
+from typing import Any
 
 from vitlab import config as config_lib
-from vitlab.commands.arguments import parse as parse_arguments
+from vitlab.commands.arguments import Argument, Given, Option, Verb
+from vitlab.commands.terminal import Output
 from vitlab.data.sources import open_source
 from vitlab.data.splits import split_names
 from vitlab.errors import InputError
 
-USAGE = """\
-usage: vitlab evaluate WORKDIR [PROTOCOL ...] [--OPTION VALUE ...]
+VERB = Verb(
+    "evaluate",
+    ("WORKDIR [PROTOCOL ...] [--OPTION VALUE ...]",),
+    "Measures a run on a whole split: by the evaluators of its config, or by protocols, which "
+    "judge the frozen features of its backbone, whatever it was trained for.",
+    (
+        Argument("WORKDIR", "a working directory, or one of its checkpoints/STEP", path="folder"),
+        Argument(
+            "PROTOCOL",
+            "none for the run's evaluators, or",
+            {
+                "knn": "weighted k nearest neighbours (k = 20, T = 0.07)",
+                "linear": "a linear classifier by SGD, many learning rates in one pass",
+                "logistic": "a linear classifier by L-BFGS, scikit-learn's",
+                "few_shot": "closed form on 1, 5, 10 and 25 examples a class",
+            },
+            optional=True,
+            repeated=True,
+        ),
+    ),
+    (
+        Option(
+            "data",
+            "SOURCE",
+            "other data than the run's, such as folder:photos. Without a protocol: of the same "
+            "classes, and the whole of the splits that the evaluators name unless --split says "
+            "otherwise. With one: name its splits",
+            path="file",
+        ),
+        Option("out", "DIR", "where to write; default WORKDIR/evaluate", path="folder"),
+        Option("split", "SPLIT", "such as val or train[:100]; default each evaluator's"),
+        Option("train_split", "SPLIT", "what protocols learn from; default the run's"),
+        Option("preprocess", "OPS", "other than the evaluator's, such as decode|resize(224)"),
+        Option("batch_size", "COUNT", "images at a time; default the run's", number=int, least=1),
+        Option("layer", "STAGE", "whose features protocols judge; default pre_logits"),
+    ),
+    (
+        "vitlab evaluate runs/quickstart",
+        "vitlab evaluate runs/flowers --data folder:photos --split train --out photos_report",
+        "vitlab evaluate runs/mae knn linear --split test",
+        "vitlab evaluate runs/simclr few_shot --data folder:photos --split val --layer stage_3",
+    ),
+    "DIR/report/index.html, one file with numbers and pictures to read and to hand on; "
+    "DIR/result.json with the numbers, which --json shows; DIR/report/NAME/ with the pictures.",
+)
 
-Without a protocol: the evaluators of the run's config, again. Protocols judge the frozen features
-of its backbone, whatever it was trained for:
 
-  knn        weighted k nearest neighbours (k = 20, T = 0.07)
-  linear     a linear classifier by SGD, many learning rates in one pass
-  logistic   a linear classifier by L-BFGS, scikit-learn's
-  few_shot   closed form on 1, 5, 10 and 25 examples a class
-
-  WORKDIR               a working directory, or one of its checkpoints/STEP
-  --data SOURCE         other data than the run's, such as folder:photos. Without a protocol: of
-                        the same classes, for the run's evaluators, and the whole of the splits
-                        that these name unless --split says otherwise. With one: name its splits
-  --out DIR             where to write; default WORKDIR/evaluate
-  --split, --train_split, --preprocess, --batch_size, --layer
-                        as in config.evaluators.NAME of the kind "features"
-
-  vitlab evaluate runs/quickstart
-  vitlab evaluate runs/flowers --data folder:photos --split train --out photos_report
-  vitlab evaluate runs/mae knn linear --split test
-  vitlab evaluate runs/simclr few_shot --data folder:photos --split val --layer stage_3
-
-Fine-tuning is a training of its own: see configs/finetune_*.py and --config.init_from=WORKDIR.
-Numbers go to the terminal, and with all pictures to DIR/report/index.html, one file to read and to
-hand on; DIR/result.json has them for scripts, DIR/report/NAME/ the pictures."""
-
-OPTIONS = ("data", "out", "split", "train_split", "preprocess", "batch_size", "layer")
-
-
-def run(arguments: list[str]) -> None:
+def run(given: Given, output: Output) -> None:
     """Evaluates as the command line says.
 
     Raises:
         InputError: anything in it is wrong.
     """
-    workdir, protocols, options = parse(arguments)
-
-    from rich.console import Console
+    workdir, *protocols = given.plain
+    options = dict(given.options)
 
     from vitlab.training.experiment import EvaluatorConfig
     from vitlab.training.measuring import measure
@@ -75,30 +91,9 @@ def run(arguments: list[str]) -> None:
     except InputError as e:
         hint = _split_hint(options, sections)
         raise InputError(f"{e}{hint}") from e
-    Console(force_jupyter=False).print(metrics_table(result["metrics"]))
+    output.text(metrics_table(result["metrics"]))
+    output.document(result)
     print(f"report in {out / 'report' / 'index.html'}")
-
-
-def parse(arguments: list[str]) -> tuple[str, list[str], dict[str, Any]]:
-    """The working directory, the protocols, and the options that are given.
-
-    Raises:
-        InputError: an argument that does not exist, or an option without its value.
-    """
-    from vitlab.training.experiment import Protocol
-
-    plain, options = parse_arguments(arguments, OPTIONS)
-    if not plain:
-        raise InputError("vitlab evaluate needs a working directory, such as runs/mae")
-    for protocol in plain[1:]:
-        if protocol not in get_args(Protocol):
-            raise InputError(
-                f"there is no protocol {protocol!r}"
-                f"{config_lib.nearest(protocol, get_args(Protocol))}"
-            )
-    if "batch_size" in options:
-        options["batch_size"] = config_lib.parse_value(options["batch_size"])
-    return plain[0], plain[1:], options
 
 
 def _changed(sections, options, own: str) -> dict[str, Any]:
@@ -153,7 +148,10 @@ def _features_section(protocols, options, experiment) -> dict[str, Any]:
     for key, value in options.items():
         key = "source" if key == "data" else key
         (features if key in ("train_split", "layer") else section)[key] = value
-    for key in ("split", "preprocess"):
+    likes = {"split": "test", "preprocess": "'decode|resize(224)|value_range(-1,1)'"}
+    for key, like in likes.items():
         if key not in section:
-            raise InputError(f"the run has no evaluators to take --{key} from: give it")
+            raise InputError(
+                f"the run has no evaluators to take --{key} from: give it, such as --{key} {like}"
+            )
     return {**section, "kind": "features", "features": {**features, "protocols": protocols}}

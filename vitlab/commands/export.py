@@ -9,36 +9,63 @@ from typing import Any
 
 import numpy as np
 
-from vitlab import config as config_lib
-from vitlab.commands.arguments import parse
+from vitlab.commands.arguments import Argument, Given, Option, Verb
+from vitlab.commands.terminal import Output
 from vitlab.errors import InputError
+from vitlab.training.exit_codes import failed
 
-USAGE = """\
-usage: vitlab export WORKDIR --format FORMAT [--out FILE] [--OPTION VALUE ...]
-
-  --format onnx         for ONNX Runtime and all that reads ONNX; needs the onnx extra
-  --format stablehlo    for jax.export.deserialize, on a CPU, GPU or TPU
-  --format safetensors  parameters and what is known of them, for vitlab.load and vitlab predict
-  --out FILE            default WORKDIR/export/model.FORMAT; FILE.json beside it says what goes in
-                        and comes out, and what was measured
-  --dtype               float32 (the default), float16, bfloat16: of parameters and computation
-  --data, --split       what it is measured on, instead of the run's evaluator's
-  --tolerance POINTS    by how much a metric may differ, in hundredths; default 0.1
-  --check no            does not measure, where there are no data
-
-onnx and stablehlo take uint8 images [batch, height, width, channels], of any batch and size, and
-give probabilities, boxes in pixels, or labels of pixels: the preprocessing and all that follows the
-network is in the file. The metrics are then computed through the file and printed beside the run's;
-where they differ nothing is written and the exit code is 1.
-
-  vitlab export runs/flowers --format onnx
-  vitlab export runs/detector --format stablehlo --split 'val[:500]'"""
-
-OPTIONS = ("format", "out", "dtype", "data", "split", "tolerance", "check")
+VERB = Verb(
+    "export",
+    ("WORKDIR --format FORMAT [--out FILE] [--OPTION VALUE ...]",),
+    "Writes a run as one file for other programs, with all that is around the network: uint8 "
+    "images [batch, height, width, channels] of any batch and size go in; probabilities, boxes in "
+    "pixels or labels of pixels come out. The metrics are computed again through the file.",
+    (Argument("WORKDIR", "a working directory, or one of its checkpoints/STEP", path="folder"),),
+    (
+        Option(
+            "format",
+            "FORMAT",
+            "what the file is",
+            {
+                "onnx": "for ONNX Runtime and all that reads ONNX; needs the onnx extra",
+                "stablehlo": "for jax.export.deserialize, on a CPU, GPU or TPU",
+                "safetensors": "parameters and what is known of them, for vitlab.load and "
+                "vitlab predict",
+            },
+            required=True,
+        ),
+        Option("out", "FILE", "default WORKDIR/export/model.FORMAT", path="file"),
+        Option(
+            "dtype",
+            "DTYPE",
+            "of parameters and computation",
+            dict.fromkeys(("float32", "bfloat16", "float16"), ""),
+            default="float32",
+        ),
+        Option("data", "SOURCE", "what it is measured on; default the evaluator's", path="file"),
+        Option("split", "SPLIT", "of that; default the evaluator's"),
+        Option(
+            "tolerance",
+            "POINTS",
+            "by how much a metric may differ, in hundredths",
+            default=0.1,
+            number=float,
+        ),
+        Option("unchecked", "", "does not measure, where there are no data"),
+    ),
+    (
+        "vitlab export runs/flowers --format onnx",
+        "vitlab export runs/detector --format stablehlo --split 'val[:500]'",
+        "vitlab export runs/flowers --format safetensors --unchecked --out flowers.safetensors",
+    ),
+    "FILE, and FILE.json, which says what goes in and comes out and what was measured, and which "
+    "--json shows; neither where the metrics differ.",
+    "the metrics differ",
+)
 _CALLS = 20  # By which latency is measured.
 
 
-def run(arguments: list[str]) -> int:
+def run(given: Given, output: Output) -> int:
     """Exports as the command line says.
 
     Returns:
@@ -47,36 +74,31 @@ def run(arguments: list[str]) -> int:
     Raises:
         InputError: anything in it is wrong, or the format cannot hold the model.
     """
-    plain, given = parse(arguments, OPTIONS)
-    if len(plain) != 1 or "format" not in given:
-        raise InputError("vitlab export needs a working directory and --format FORMAT")
-    if given.get("check", "no") != "no":
-        raise InputError(f"argument --check is {given['check']!r} but must be no")
-    tolerance = config_lib.parse_value(given.get("tolerance", "0.1"))
-    if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or tolerance < 0:
-        raise InputError(f"argument --tolerance is {given['tolerance']!r} but must be a number")
+    (path,), options = given.plain, given.options
+    to, dtype, tolerance = options["format"], options["dtype"], options["tolerance"]
 
     import vitlab
     from vitlab.deploy.export import check_arguments, export
     from vitlab.deploy.predictor import Predictor
 
-    dtype = given.get("dtype", "float32")
-    check_arguments(given["format"], dtype)
-    model = vitlab.load_model(plain[0])
-    workdir = pathlib.Path(plain[0]).expanduser()
-    out = pathlib.Path(given.get("out", workdir / "export" / f"model.{given['format']}"))
-    out = out.expanduser()
-    evaluator = None if "check" in given else _evaluator(plain[0], given)
+    check_arguments(to, dtype)
+    model = vitlab.load_model(path)
+    workdir = pathlib.Path(path).expanduser()
+    out = pathlib.Path(options.get("out", workdir / "export" / f"model.{to}")).expanduser()
+    evaluator = None if "unchecked" in options else _evaluator(path, options)
     size = model.image_size or (evaluator and evaluator.split.first["image"].shape[1:3])
     if not size:
-        raise InputError(f"{plain[0]} does not tell the size of its images: measure it on some")
+        raise InputError(
+            f"{path} does not tell the size of its images: leave out --unchecked, and give --data "
+            "where the run's are gone"
+        )
     unfinished = out.with_name(f".unfinished-{out.name}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out {out} cannot be written: {error.strerror or error}") from error
     try:
-        function = export(model, str(unfinished), given["format"], dtype, tuple(size))
+        function = export(model, str(unfinished), to, dtype, tuple(size))
         about: dict[str, Any] = {**model.about(), "dtype": dtype, **function.about}
         wrong: list[str] = []
         if evaluator is not None:
@@ -84,27 +106,30 @@ def run(arguments: list[str]) -> int:
             about["metrics"], wrong = _compare(evaluator, predictor, function, tolerance)
             about["latency_ms"] = _latency(evaluator, predictor, function)
         if wrong:
-            print(
+            output.document({"path": None, "differ": wrong, **about})
+            return failed(
                 f"not written: {', '.join(wrong)} would differ by more than {tolerance} points "
-                "(--tolerance allows more)"
+                "(--tolerance allows more)",
+                1,
             )
-            return 1
         unfinished.replace(out)
     finally:
         unfinished.unlink(missing_ok=True)
     out.with_name(f"{out.name}.json").write_text(json.dumps(about, indent=1) + "\n")
-    print(f"{out}, {out.stat().st_size / 2**20:.1f} MiB; {out}.json says what is in it")
+    output.document({"path": str(out), **about})
+    output.text(f"{out}, {out.stat().st_size / 2**20:.1f} MiB; {out}.json says what is in it")
     return 0
 
 
-def _evaluator(path: str, given: dict[str, str]) -> Any:
+def _evaluator(path: str, options: dict[str, Any]) -> Any:
     """The run's evaluator, on other data where the command line says so."""
     from vitlab.training.evaluator import make_evaluator
     from vitlab.training.trained import load_trained
 
     trained = load_trained(path)
     section = trained.evaluator()
-    changes = {"source" if k == "data" else k: given[k] for k in ("data", "split") if k in given}
+    names = {"data": "source", "split": "split"}
+    changes = {field: options[name] for name, field in names.items() if name in options}
     section = dataclasses.replace(section, **changes)
     experiment = trained.experiment
     evaluator = make_evaluator(

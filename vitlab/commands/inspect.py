@@ -1,52 +1,81 @@
 """`vitlab inspect`: pictures of what the backbone of a run sees."""
 
 import os
-import sys
 
 from etils import epath
 
-from vitlab.commands.arguments import parse as parse_arguments
-from vitlab.config import nearest
+from vitlab.commands.arguments import Argument, Given, Option, Verb
+from vitlab.commands.terminal import Output
 from vitlab.errors import InputError
 
-USAGE = """\
-usage: vitlab inspect WORKDIR IMAGE ... --out DIR [--OPTION VALUE ...]
+VERB = Verb(
+    "inspect",
+    ("WORKDIR IMAGE ... --out DIR [--OPTION VALUE ...]",),
+    "Draws what the backbone of a run sees, whatever it was trained for. Pictures show the image "
+    "as the model sees it; stripes are padding that it leaves out.",
+    (
+        Argument("WORKDIR", "a working directory, or one of its checkpoints/STEP", path="folder"),
+        Argument(
+            "IMAGE",
+            "files, folders, or patterns in quotes such as 'photos/**/*.jpg'",
+            path="file",
+            repeated=True,
+        ),
+    ),
+    (
+        Option("out", "DIR", "the folder of the pictures", path="folder", required=True),
+        Option(
+            "what",
+            "KIND,...",
+            "what is drawn, such as attention,pca; default all that the backbone has",
+            {
+                "attention": "what each head attends to, by the class token or, without one, by "
+                "all patches on average, and by the probe of a MAP head. Above each map are its "
+                "maximum and the sum over all patches; the rest of 100 % is on other tokens",
+                "rollout": "attention through all blocks, by attention rollout",
+                "pca": "the first three principal components of the features as red, green and "
+                "blue",
+                "neighbours": "the images that are most alike, by the cosine of their features",
+            },
+            several=True,
+        ),
+        Option(
+            "blocks",
+            "NUMBERS",
+            "whose attention: all, or from 0 on such as 0,5,11; default -1, the last",
+        ),
+        Option(
+            "layer",
+            "STAGE",
+            "what is compared, by default pre_logits, and coloured where it has places, by "
+            "default the last of the backbone",
+        ),
+        Option("k", "COUNT", "neighbours of each", default=5, number=int, least=1, most=20),
+        Option(
+            "among",
+            "WHERE",
+            "where to look for them: a folder, or a source such as folder:photos; default the "
+            "images themselves",
+            path="file",
+        ),
+        Option("split", "SPLIT", "of that source; default train"),
+        Option(
+            "preprocess",
+            "OPS",
+            "default the run's first evaluator's, without boxes and segments",
+        ),
+    ),
+    (
+        "vitlab inspect runs/vit photos --out seen",
+        "vitlab inspect runs/mae 'photos/*.jpg' --out seen --what attention --blocks all",
+        "vitlab inspect runs/simclr cat.jpg dog.jpg --out seen --among folder:photos",
+    ),
+    "DIR/attention/IMAGE.png, DIR/rollout/IMAGE.png, DIR/pca.png, DIR/neighbours.png.",
+    "an image could not be read",
+)
 
-Draws what the backbone of a run sees, whatever it was trained for, into PNG files:
 
-  attention   DIR/attention/IMAGE.png: what each head attends to, by the class token or, without
-              one, by all patches on average, and by the probe of a MAP head. Brightest is each
-              map's own maximum, which is written above it beside the sum over all patches; what
-              is missing of 100 % is on the class token, registers and an EoMT's queries
-  rollout     DIR/rollout/IMAGE.png: attention through all blocks, by attention rollout
-  pca         DIR/pca.png: the first three principal components of the features as red, green and
-              blue, over all images together
-  neighbours  DIR/neighbours.png: the images that are most alike, by the cosine of their features
-
-  WORKDIR       a working directory, or one of its checkpoints/STEP
-  IMAGE         files, folders, or patterns in quotes such as 'photos/**/*.jpg'
-  --what        which of these, such as attention,pca; default all that the backbone has
-  --blocks      whose attention is drawn: all, or numbers from 0 on such as 0,5,11; -1, the last, is
-                the default
-  --layer       the stage that is compared, as in vitlab evaluate (pre_logits), and coloured where
-                it has places (the last of the backbone)
-  --k           how many neighbours, up to 20; default 5
-  --among       where to look for them: a folder, or a source such as folder:photos. Default: the
-                images themselves
-  --split       of that source; default train
-  --preprocess  default the one of the run's first evaluator, whose boxes and segments are left out
-
-  vitlab inspect runs/vit photos --out seen
-  vitlab inspect runs/mae 'photos/*.jpg' --out seen --what attention --blocks all
-  vitlab inspect runs/simclr cat.jpg dog.jpg --out seen --what neighbours --among folder:photos
-
-Pictures show the image as the model sees it; stripes are padding that it leaves out. Exit code 1
-where an image could not be read."""
-
-OPTIONS = ("out", "what", "blocks", "layer", "k", "among", "split", "preprocess")
-
-
-def run(arguments: list[str]) -> int:
+def run(given: Given, output: Output) -> int:
     """Draws as the command line says.
 
     Returns:
@@ -55,11 +84,8 @@ def run(arguments: list[str]) -> int:
     Raises:
         InputError: anything in the command line is wrong.
     """
-    plain, options = parse_arguments(arguments, OPTIONS)
-    if len(plain) < 2:
-        raise InputError("vitlab inspect needs a working directory and images, such as runs/mae *")
-    if "out" not in options:
-        raise InputError("vitlab inspect needs --out DIR, the folder of the pictures")
+    workdir, *images = given.plain
+    options = given.options
     if "split" in options and "among" not in options:
         raise InputError("--split is of --among: name a source there, such as folder:photos")
 
@@ -67,18 +93,23 @@ def run(arguments: list[str]) -> int:
     from vitlab.training.inspection import Inspection
     from vitlab.training.trained import load_trained
 
-    files = ImageFiles(image_paths(plain[1:]))
+    files = ImageFiles(image_paths(images))
     among = _among(options["among"], options.get("split")) if "among" in options else None
-    trained = load_trained(plain[0])
-    asked = _kinds(options["what"]) if "what" in options else ()
+    trained = load_trained(workdir)
+    asked = tuple(dict.fromkeys(kind.strip() for kind in options.get("what", "").split(",")))
+    asked = tuple(filter(None, asked))
     look = _look(options, asked or _possible(trained.task.model, len(files), among))
     if "neighbours" in look.kinds and len(files) < 2 and among is None:
         raise InputError("--what neighbours needs two images, or --among a folder or source")
-    broken = []
+    pictures, broken = [], []
+
+    def wrote(path, what):
+        pictures.append({"path": os.fspath(path), "what": what})
+        output.text(f"{os.fspath(path)}  {what}")
 
     def broke(line):
         broken.append(line)
-        print(f"vitlab: broken: {line}", file=sys.stderr, flush=True)
+        output.broken(line)
 
     inspection = Inspection(
         trained.task,
@@ -86,21 +117,12 @@ def run(arguments: list[str]) -> int:
         _preprocess(options.get("preprocess"), trained.experiment),
         look,
         epath.Path(options["out"]).expanduser(),
-        lambda path, what: print(f"{os.fspath(path)}  {what}", flush=True),
+        wrote,
         broke,
     )
     inspection.run(files, among)
+    output.document({"pictures": pictures, "broken": broken})
     return 1 if broken else 0
-
-
-def _kinds(text: str) -> tuple[str, ...]:
-    from vitlab.training.inspection import KINDS
-
-    kinds = tuple(dict.fromkeys(kind.strip() for kind in text.split(",")))
-    for kind in kinds:
-        if kind not in KINDS:
-            raise InputError(f"argument --what has no {kind!r}{nearest(kind, KINDS)}")
-    return kinds
 
 
 def _possible(model, images: int, among) -> tuple[str, ...]:
@@ -123,7 +145,7 @@ def _possible(model, images: int, among) -> tuple[str, ...]:
 def _look(options, kinds):
     from vitlab.training.inspection import Look
 
-    look = {"kinds": kinds, "layer": options.get("layer", "")}
+    look = {"kinds": kinds, "layer": options.get("layer", ""), "count": options["k"]}
     if "blocks" in options:
         try:
             all_of_them = options["blocks"] == "all"
@@ -134,10 +156,6 @@ def _look(options, kinds):
                 f"argument --blocks is {options['blocks']!r} but must be all, or numbers such as "
                 "0,5,11"
             ) from None
-    if "k" in options:
-        if not options["k"].isdecimal() or not 1 <= int(options["k"]) <= 20:
-            raise InputError(f"argument --k is {options['k']!r} but must be a number from 1 to 20")
-        look["count"] = int(options["k"])
     return Look(**look)
 
 

@@ -10,37 +10,65 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vitlab import config as config_lib
-from vitlab.commands.arguments import parse
+from vitlab.commands.arguments import Argument, Given, Option, Verb
+from vitlab.commands.terminal import Output
 from vitlab.data.image_paths import image_paths
 from vitlab.errors import InputError
 
-USAGE = """\
-usage: vitlab predict WORKDIR IMAGE ... [--out DIR] [--OPTION VALUE ...]
+VERB = Verb(
+    "predict",
+    ("WORKDIR IMAGE ... [--out DIR] [--OPTION VALUE ...]",),
+    "Says what a run sees in any images, and with --out draws it into pictures.",
+    (
+        Argument(
+            "WORKDIR",
+            "a working directory, one of its checkpoints/STEP, or an exported .safetensors file",
+            path="file",
+        ),
+        Argument(
+            "IMAGE",
+            "files, folders, or patterns such as 'photos/**/*.jpg'; any size, any colours",
+            path="file",
+            repeated=True,
+        ),
+    ),
+    (
+        Option("out", "DIR", "the folder to write to; without it lines are all", path="folder"),
+        Option("tta", "HOW", "looks at each image again", {"flip": "mirrored"}),
+        Option(
+            "min_score",
+            "SCORE",
+            "from which on objects are drawn and told; the file has them all",
+            default=0.3,
+            number=float,
+            most=1,
+        ),
+        Option("batch_size", "COUNT", "images at a time", default=8, number=int, least=1),
+        Option(
+            "max_pixels",
+            "COUNT",
+            "the most that an image may have",
+            default=89_478_485,
+            number=int,
+            least=1,
+        ),
+        Option("preprocess", "OPS", "other than the run's, such as decode|resize(224)"),
+    ),
+    (
+        "vitlab predict runs/flowers rose.jpg",
+        "vitlab predict runs/detector photos --out found --tta flip",
+        "vitlab predict runs/flowers photos --json | jq .classes[0].name",
+    ),
+    "DIR/predictions.jsonl with a JSON object a line, which --json shows instead: of a "
+    "classification one for each image, with the five most probable classes; of objects and "
+    "segments one for each of them, as in COCO's results. image_id is the number in the file's "
+    "name where all names are numbers, else its place from 1. DIR/pictures/NAME.jpg; and of "
+    "segments DIR/masks/NAME.png, whose grey levels are the classes.",
+    "an image could not be read, the others are done",
+)
 
-  WORKDIR        a working directory, one of its checkpoints/STEP, or an exported .safetensors file
-  IMAGE          files, folders, or patterns such as 'photos/**/*.jpg'; any size, any colours
-  --out DIR      where to write predictions.jsonl, pictures/NAME.jpg, and of segments
-                 masks/NAME.png, whose grey levels are the classes; without it lines are all
-  --tta flip     looks at each image mirrored as well
-  --min_score    from which on objects are drawn and told; default 0.3. The file has them all
-  --batch_size   images at a time; default 8
-  --max_pixels   the most that an image may have; default 89478485
-  --preprocess   other than the run's
 
-predictions.jsonl has a json object a line: of a classification one for each image, with the five
-most probable classes; of objects and segments one for each of them, as COCO's results format has
-it. image_id is the number in the file's name where all names are numbers, else its place from 1.
-
-  vitlab predict runs/flowers rose.jpg
-  vitlab predict runs/detector photos --out found --tta flip
-
-Exit code 1 where an image could not be read; the others are done."""
-
-OPTIONS = ("out", "tta", "min_score", "batch_size", "max_pixels", "preprocess")
-
-
-def run(arguments: list[str]) -> int:
+def run(given: Given, output: Output) -> int:
     """Predicts as the command line says.
 
     Returns:
@@ -49,39 +77,36 @@ def run(arguments: list[str]) -> int:
     Raises:
         InputError: anything in the command line is wrong, or the run predicts nothing.
     """
-    plain, given = parse(arguments, OPTIONS)
-    if len(plain) < 2:
-        raise InputError("vitlab predict needs a working directory and images")
-    if given.get("tta", "flip") != "flip":
-        raise InputError(f"argument --tta is {given['tta']!r} but must be flip")
-    batch_size = _number(given, "batch_size", 8, int)
-    max_pixels = _number(given, "max_pixels", None, int)
-    least = _number(given, "min_score", None, float)
-    files = image_paths(plain[1:])
-    out = pathlib.Path(given["out"]).expanduser() if "out" in given else None
+    workdir, *images = given.plain
+    options, least = given.options, given.options["min_score"]
+    files = image_paths(images)
+    out = pathlib.Path(options["out"]).expanduser() if "out" in options else None
     if out is not None and (out / "config.json").exists():
         raise InputError(f"--out {out} is a working directory: name another folder")
 
     import vitlab
-    from vitlab.commands.terminal import progress
-    from vitlab.tasks.predictions import LEAST_SCORE
 
-    least = LEAST_SCORE if least is None else least
-    limit = {} if max_pixels is None else {"max_pixels": max_pixels}
-    predictor = vitlab.load(plain[0], given.get("preprocess", ""), **limit)
+    predictor = vitlab.load(
+        workdir, options.get("preprocess", ""), max_pixels=options["max_pixels"]
+    )
+    category_ids = predictor.model.category_ids
     names, ids = _names(files), _image_ids(files)
-    writer = _Writer(out, predictor.model.category_ids, least) if out is not None else None
+    writer = _Writer(out, least) if out is not None else None
     broken = 0
-    with progress(len(files)) as advance:
-        found = predictor.stream(files, batch_size, given.get("tta"))
+    with output.progress(len(files)) as advance:
+        found = predictor.stream(files, options["batch_size"], options.get("tta"))
         for file, name, image_id, each in zip(files, names, ids, found, strict=True):
+            advance()
             if isinstance(each.prediction, InputError):
                 broken += 1
-                advance(f"{each.prediction}", error=True)
+                output.broken(str(each.prediction))
                 continue
+            records = each.prediction.records(image_id, category_ids)
+            rows = [{"file": file, **row} for row in records]
             if writer:
-                writer.write(file, name, image_id, each.image, each.prediction)
-            advance(f"{file}: {each.prediction.told(least)}")
+                writer.write(rows, name, each.image, each.prediction)
+            output.text(f"{file}: {each.prediction.told(least)}")
+            output.rows(rows)
     if writer:
         writer.close()
         print(f"{len(files) - broken} of {len(files)} images are in {out}")
@@ -93,14 +118,14 @@ def run(arguments: list[str]) -> int:
 class _Writer:
     """Writes predictions into a folder as they come."""
 
-    def __init__(self, out: pathlib.Path, category_ids: Sequence[int], least_score: float):
-        self._out, self._ids, self._least = out, category_ids, least_score
+    def __init__(self, out: pathlib.Path, least_score: float):
+        self._out, self._least = out, least_score
         out.mkdir(parents=True, exist_ok=True)
         self._rows = (out / "predictions.jsonl").open("w")
 
-    def write(self, file: str, name: str, image_id: int, image: np.ndarray, prediction: Any):
-        for row in prediction.records(image_id, self._ids):
-            self._rows.write(json.dumps({"file": file, **row}) + "\n")
+    def write(self, rows: Sequence[Any], name: str, image: np.ndarray, prediction: Any):
+        for row in rows:
+            self._rows.write(json.dumps(row) + "\n")
         picture = self._place("pictures", f"{name}.jpg")
         prediction.draw(image, self._least).save(picture, quality=92)
         if hasattr(prediction, "segments"):
@@ -138,12 +163,3 @@ def _image_ids(files: Sequence[str]) -> list[int]:
     if all(stem.isdecimal() for stem in stems) and len({int(s) for s in stems}) == len(stems):
         return [int(stem) for stem in stems]
     return list(range(1, len(files) + 1))
-
-
-def _number(given: dict[str, str], name: str, default: Any, kind: type) -> Any:
-    if name not in given:
-        return default
-    value = config_lib.parse_value(given[name])
-    if isinstance(value, bool) or not isinstance(value, int | kind) or value < (kind is int):
-        raise InputError(f"argument --{name} is {given[name]!r} but must be a positive number")
-    return value

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from vitlab import checkpoints, distributed
 from vitlab.data.pipeline import train_batches
-from vitlab.errors import DivergedError
+from vitlab.errors import DivergedError, StoppedError
 from vitlab.training import footprint, parallelism, report
 from vitlab.training.alarms import COLLAPSED
 from vitlab.training.evaluator import Evaluator, FeatureEvaluator
@@ -29,17 +29,6 @@ from vitlab.training.progress import Progress, clock, metrics_table
 from vitlab.training.setup import Setup
 from vitlab.training.step import TrainState
 from vitlab.training.throughput import Throughput
-
-
-class StoppedError(Exception):
-    """SIGTERM or SIGINT came and a checkpoint was written; `signum` says which signal."""
-
-    def __init__(self, signum: int, step: int):
-        super().__init__(
-            f"stopped by {signal.Signals(signum).name}; step {step} is saved, "
-            "the same command goes on from there"
-        )
-        self.signum = signum
 
 
 def train(
