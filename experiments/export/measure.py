@@ -11,6 +11,7 @@ import pathlib
 import sys
 import tempfile
 import time
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +50,7 @@ MODELS = {
 }
 FILES = (
     ("onnx", "float32"), ("onnx", "float16"), ("stablehlo", "float32"), ("stablehlo", "bfloat16"),
-    ("safetensors", "float32"),
+    ("tflite", "float32"), ("safetensors", "float32"),
 )  # fmt: skip
 PHOTOGRAPHS, CALLS = 3, 5
 
@@ -63,7 +64,9 @@ def make(name):
     leaves, tree = jax.tree.flatten(variables)
     keys = jax.random.split(jax.random.key(1), len(leaves))
     # Heads begin at zero, which would say the same of every image.
-    leaves = [x + 0.01 * jnp.abs(jax.random.normal(k, x.shape)) for x, k in zip(leaves, keys)]
+    leaves = [
+        x + 0.01 * jnp.abs(jax.random.normal(k, x.shape)) for x, k in zip(leaves, keys, strict=True)
+    ]
     things = (True,) * classes if task == "universal_segmentation" else ()
     string = f'{ops}|normalize("imagenet")'
     return Model(task, built, jax.tree.unflatten(tree, leaves), string, (size, size), (), things)
@@ -95,7 +98,7 @@ def main():
                 found = [function(image[None]) for image in images]
                 apart = ", ".join(apart_of(key, expected, found) for key in expected[0])
                 run, file = latency(
-                    lambda: predictor.outputs([images[0]]), lambda: function(images[0][None])
+                    partial(predictor.outputs, images[:1]), partial(function, images[0][None])
                 )
                 print(
                     f"  {to} {dtype}: {size:.0f} MiB in {seconds:.0f} s; run {run:.0f} ms, file "
@@ -105,7 +108,7 @@ def main():
 
 
 def apart_of(key, expected, found):
-    pairs = [(e[key].astype(np.float64), f[key]) for e, f in zip(expected, found)]
+    pairs = [(e[key].astype(np.float64), f[key]) for e, f in zip(expected, found, strict=True)]
     if key == "labels":
         return f"labels alike {np.mean([np.mean(e == f) for e, f in pairs]):.2%}"
     largest = max(np.abs(e).max() for e, _ in pairs)
@@ -117,7 +120,7 @@ def latency(*functions):
     for function in functions:
         function()
     for _ in range(CALLS):
-        for function, each in zip(functions, times):
+        for function, each in zip(functions, times, strict=True):
             began = time.perf_counter()
             function()
             each.append(1000 * (time.perf_counter() - began))

@@ -64,6 +64,23 @@ def test_onnx_runtime_says_what_the_run_says(task, dtype, tmp_path):
     assert [each.name for each in read.graph.input] == ["images"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("task", MODELS)
+def test_litert_says_what_the_run_says(task, tmp_path):
+    pytest.importorskip("litert_converter")
+    model = make(task)
+    exported = export(model, str(tmp_path / "model.tflite"), "tflite", "float32", (32, 48))
+    check(model, lambda images: one_by_one(exported, images), atol=1e-3)
+    sizes = {"classification": "1, 32, 32, 3"}.get(task, "1, 32, 48, 3")
+    padded = {} if task == "classification" else {"content": "int32[1, 2]"}
+    assert exported.about["inputs"] == {**padded, "images": f"uint8[{sizes}]"}
+
+
+def one_by_one(function, images):
+    found = [function(image[None]) for image in images]
+    return {key: np.concatenate([each[key] for each in found]) for key in found[0]}
+
+
 def test_images_that_need_no_resizing_give_the_same_numbers(tmp_path):
     """Without a difference in preprocessing there is none in the outputs."""
     model = make("classification", "decode|resize((32,48))")
@@ -117,7 +134,8 @@ def test_files_that_are_no_models_are_one_line(tmp_path):
 @pytest.mark.parametrize(
     ("to", "dtype", "line"),
     [
-        ("tflite", "float32", "--format is 'tflite' but must be onnx, stablehlo, safetensors"),
+        ("coreml", "float32", "--format is 'coreml' but must be onnx, stablehlo, tflite, safe"),
+        ("tflite", "float16", "is of --dtype float32 alone"),
         ("stablehlo", "int8", "--dtype is 'int8' but must be float32, bfloat16, float16"),
         ("onnx", "bfloat16", "float32 and float16"),
     ],

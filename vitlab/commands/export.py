@@ -29,6 +29,8 @@ VERB = Verb(
             {
                 "onnx": "for ONNX Runtime and all that reads ONNX; needs the onnx extra",
                 "stablehlo": "for jax.export.deserialize, on a CPU, GPU or TPU",
+                "tflite": "for phones: one image of the size that the model sees; needs the "
+                "tflite extra",
                 "safetensors": "parameters and what is known of them, for vitlab.load and "
                 "vitlab predict",
             },

@@ -21,9 +21,13 @@ from vitlab.deploy.model import Model, load_model, save_model
 from vitlab.deploy.predictor import Predictor
 from vitlab.errors import InputError
 
-Format = Literal["onnx", "stablehlo", "safetensors"]
+Format = Literal["onnx", "stablehlo", "tflite", "safetensors"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 _PLATFORMS = ("cpu", "cuda", "tpu")
+_PACKAGES = {
+    "onnx": ("jax2onnx", "onnx", "onnxruntime"),
+    "tflite": ("litert_converter", "ai_edge_litert"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +116,8 @@ def export(model: Model, path: str, to: Format, dtype: Dtype, size: tuple[int, i
         model: what is exported.
         path: of the file.
         to: `onnx` for ONNX Runtime and what is made of it; `stablehlo` for `jax.export.deserialize`
-            on a CPU, GPU or TPU; `safetensors` for `vitlab.load`.
+            on a CPU, GPU or TPU; `tflite` for phones, of one image as the model sees it;
+            `safetensors` for `vitlab.load`.
         dtype: of the parameters and the computation.
         size: (height, width) of what it was trained on, where its preprocessing does not tell.
 
@@ -127,6 +132,12 @@ def export(model: Model, path: str, to: Format, dtype: Dtype, size: tuple[int, i
     if to == "safetensors":
         save_model(model, path)
         return Exported(_of_predictor(Predictor(load_model(path))), {"format": to})
+    if to == "tflite":
+        from vitlab.deploy import tflite_file
+
+        predictor = Predictor(dataclasses.replace(model, image_size=model.image_size or size))
+        about = tflite_file.write(predictor, path)
+        return Exported(tflite_file.read(path, predictor), {"format": to, **about})
     whole = WholeModel(model, size)
     if to == "onnx":
         from vitlab.deploy import onnx_file
@@ -144,13 +155,16 @@ def check_arguments(to: str, dtype: str) -> None:
     for name, value, legal in (("format", to, Format), ("dtype", dtype, Dtype)):
         if value not in get_args(legal):
             raise InputError(f"--{name} is {value!r} but must be {', '.join(get_args(legal))}")
-    if to != "onnx":
-        return
-    if dtype == "bfloat16":
+    if to == "onnx" and dtype == "bfloat16":
         raise InputError("ONNX Runtime has float32 and float16 on a CPU, not bfloat16: give one")
-    for package in ("jax2onnx", "onnxruntime"):
+    if to == "tflite" and dtype != "float32":
+        raise InputError("--format tflite is of --dtype float32 alone")
+    for package in _PACKAGES.get(to, ()):
         if importlib.util.find_spec(package) is None:
-            raise InputError(f"ONNX needs the onnx extra ({package}): pip install 'vitlab[onnx]'")
+            raise InputError(
+                f"--format {to} needs the {to} extra ({package} is not there): "
+                f"pip install 'vitlab[{to}]'"
+            )
 
 
 def _write_stablehlo(whole: WholeModel, path: str) -> None:
