@@ -124,6 +124,7 @@ def test_what_goes_wrong_is_one_line(runs, photos, tmp_path, capsys):
         ([runs["detection"], "nothing.jpg"], "nothing.jpg does not exist"),
         ([str(tmp_path / "empty"), str(photos)], "empty"),
         ([runs["detection"], str(photos), "--tta", "rotate"], "--tta is 'rotate' but must be flip"),
+        ([runs["universal_segmentation"], str(photos), "--tta", "flip"], "two views of an image"),
         ([runs["detection"], str(photos), "--batch_size", "0"], "must be a whole number from 1 on"),
         ([runs["detection"], str(photos), "--max_pixels", "many"], "must be a whole number"),
         ([runs["detection"], str(photos), "--preprocess", "decode|blur"], 'no op "blur"'),

@@ -1,17 +1,21 @@
 """Any picture in, what the model says of it out."""
 
+import dataclasses
 import io
 import struct
 import zlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.deploy.models import CLASSES, MODELS, make
+from tests.deploy.models import CLASSES, MODELS, VIT, make
+from vitlab.deploy.model import Model
 from vitlab.deploy.predictor import Predictor
 from vitlab.errors import InputError
+from vitlab.tasks.task import task_class
 
 RNG = np.random.default_rng(0)
 
@@ -176,8 +180,24 @@ def test_mirrored_views_make_mirrored_predictions(predictors, task):
 
 
 def test_queries_of_two_views_do_not_go_together(predictors):
-    with pytest.raises(InputError, match="two views"):
+    with pytest.raises(InputError, match="two views of an image cannot"):
         predictors["universal_segmentation"].predict(scene(), tta="flip")
+
+
+def test_a_pretrained_backbone_predicts_nothing():
+    settings = dict(backbone=VIT, decoder_width=16, decoder_depth=1, decoder_heads=2)
+    task = task_class("mae").from_config(settings, {}, {}, (), jnp.float32)
+    model = Model("mae", task, {"params": {}}, "decode|resize(32)|value_range(-1,1)", (32, 32))
+    with pytest.raises(InputError, match="predicts nothing: fine-tune it"):
+        Predictor(model)
+
+
+def test_what_the_model_cannot_take_names_the_picture(tmp_path):
+    model = make("classification", "decode")
+    predictor = Predictor(dataclasses.replace(model, image_size=()))
+    Image.fromarray(scene()).save(tmp_path / "a.png")
+    with pytest.raises(InputError, match=r"a\.png: ViT images are"):
+        predictor.predict(tmp_path / "a.png")
 
 
 def test_random_preprocessing_is_refused():

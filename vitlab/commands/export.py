@@ -166,7 +166,7 @@ def _compare(evaluator, predictor, function: Callable, tolerance: float):
 
 def _latency(evaluator, predictor, function: Callable) -> dict[str, float]:
     """Milliseconds for one image from pixels to outputs, of the run and of the file in turn."""
-    image = predictor.pixels(evaluator.split.source[0]["image"])
+    image = predictor.pixels(evaluator.split.source[int(evaluator.split.first["id"][0])]["image"])
     calls = {
         "run": lambda: predictor.outputs([image]),
         "file": lambda: function(image[None]),

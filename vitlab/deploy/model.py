@@ -59,14 +59,21 @@ class Model:
         """Of the images that the preprocessing takes for this model: 1 or 3.
 
         Raises:
-            InputError: it gives neither what the model takes.
+            InputError: it gives neither what the model takes, or the model predicts nothing.
         """
         preprocess = self.parsed()
         first = preprocess.ops[0]
         stated = dict(first.arguments).get("channels") if first.name == "decode" else None
+        if not self.task.views:
+            raise InputError(
+                "a run that pretrained without labels predicts nothing: fine-tune it with "
+                "--config.init_from=WORKDIR, or look into it with vitlab inspect"
+            )
+        # Of a resized image any will do.
+        size = (1024, 1024) if preprocess.resizes else self.image_size or (256, 256)
         theirs = {name: np.shape(leaf) for name, leaf in names_of(self.variables).items()}
         for channels in (3, 1) if stated is None else (stated,):
-            image = np.zeros((256, 256, channels), np.uint8)
+            image = np.zeros((*size, channels), np.uint8)
             try:
                 seen = preprocess({"image": image}, np.random.default_rng(0))["image"]
                 images = jax.ShapeDtypeStruct((1, *seen.shape), jnp.float32)

@@ -103,6 +103,11 @@ class Predictor:
         makes of one size share a batch. A broken picture has an error in its place.
         """
         views = [self.preprocess, *([_mirrored(self.preprocess)] if tta == "flip" else [])]
+        if len(views) > self.model.task.views:
+            raise InputError(
+                f"tta='{tta}': two views of an image cannot be put together where each query is a "
+                f"segment, as in {self.model.task_name}"
+            )
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             waiting: list[Future] = []
             ready: list[tuple[Picture, np.ndarray | None, Any]] = []
@@ -135,10 +140,7 @@ class Predictor:
             self._check_size(seen[0]["image"])
             return picture, image, seen
         except InputError as error:
-            line = str(error)
-            if isinstance(picture, os.PathLike | str) and os.fspath(picture) not in line:
-                line = f"{os.fspath(picture)}: {line}"
-            return picture, image, InputError(line)
+            return picture, image, _named(picture, error)
 
     def pixels(self, picture: Picture) -> np.ndarray:
         """A picture as uint8[height, width, channels], upright.
@@ -191,7 +193,7 @@ class Predictor:
             try:
                 found = iter(self._predictions(good, batch_size))
             except InputError as error:
-                found = iter([error] * len(good))
+                found = iter([_named(picture, error) for picture, _, _ in good])
         for picture, image, seen in ready:
             error = isinstance(seen, InputError)
             yield Predicted(picture, image, seen if error else next(found))
@@ -210,6 +212,12 @@ class Predictor:
         sizes = [image.shape[:2] for _, image, _ in ready]
         outputs = [{key: rows[: len(ready)] for key, rows in each.items()} for each in outputs]
         return self.model.task.predictions(outputs, sizes, self.model.things)
+
+
+def _named(picture: Picture, error: InputError) -> InputError:
+    """The error with the name of the picture, where it has one."""
+    name = os.fspath(picture) if isinstance(picture, os.PathLike | str) else ""
+    return error if name in str(error) else InputError(f"{name}: {error}")
 
 
 def _mirrored(preprocess: Preprocess) -> Preprocess:

@@ -96,6 +96,7 @@ class Classification:
 
     names: ClassVar[str] = "class_names"
     evaluators: ClassVar[tuple[str, ...]] = ("classification",)
+    views: ClassVar[int] = 2
     class_parameters: ClassVar[tuple[str, ...]] = ("head/.*", "pre_logits/.*")
     some_metrics: ClassVar[tuple[str, ...]] = ()
 

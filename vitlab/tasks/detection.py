@@ -39,6 +39,7 @@ class Detection(AroundBackbone):
     axis_name: str | None = None
 
     evaluators: ClassVar[tuple[str, ...]] = ("detection",)
+    views: ClassVar[int] = 2
     given: ClassVar[tuple[str, ...]] = ("num_classes", "class_bias", "no_object")
     some_metrics: ClassVar[tuple[str, ...]] = ("AP_small", "AP_medium", "AP_large")
     class_parameters: ClassVar[tuple[str, ...]] = (

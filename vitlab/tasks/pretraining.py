@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 
 from vitlab import config as config_lib
-from vitlab.errors import InputError
 from vitlab.models.build import build_with_backbone
 from vitlab.tasks.backbone import AroundBackbone
 from vitlab.tasks.task import Arrays
@@ -26,6 +25,7 @@ class Pretraining(AroundBackbone):
     axis_name: str | None = None
 
     classes: ClassVar[tuple[str, ...]] = ()
+    views: ClassVar[int] = 0
     class_parameters: ClassVar[tuple[str, ...]] = ()
     some_metrics: ClassVar[tuple[str, ...]] = ()
     model_class: ClassVar[type[nn.Module]]  # around a backbone
@@ -59,13 +59,6 @@ class Pretraining(AroundBackbone):
         """`augment` for an evaluation, where the draws of an example are always the same."""
         always = jnp.zeros_like(batch["id"])
         return self.augment({**batch, "epoch": always}, normalize, 0, jnp.zeros((), jnp.int32))
-
-    def predict(self, variables: Arrays, batch: Arrays, normalize: Callable) -> Arrays:
-        """Nothing: an InputError says what it is good for."""
-        raise InputError(
-            "a run that pretrained without labels predicts nothing: fine-tune it with "
-            "--config.init_from=WORKDIR, or look into it with vitlab inspect"
-        )
 
     def features(self, variables: Arrays, images: jax.Array) -> Arrays:
         """The backbone's stages for whole images f32[batch, height, width, channels]."""

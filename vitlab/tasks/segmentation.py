@@ -69,6 +69,7 @@ class Segmentation(Segmenting):
     models: ClassVar[Mapping[str, str]] = SEGMENTERS
     loss_class: ClassVar[type] = LossConfig
     some_metrics: ClassVar[tuple[str, ...]] = ()
+    views: ClassVar[int] = 2
     class_parameters: ClassVar[tuple[str, ...]] = ("head/.*", "class_embedding", "mask_norm/.*")
 
     def __post_init__(self):

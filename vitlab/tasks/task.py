@@ -55,6 +55,8 @@ class Task(Protocol):
     names: ClassVar[str]  # which names of a source it tells apart: class_names or segment_names
     # Legal values of `config.evaluators.NAME.kind`, besides "features".
     evaluators: ClassVar[tuple[str, ...]]
+    # How many views of an image can be put together in a prediction; 0: it predicts nothing.
+    views: ClassVar[int]
     classes: tuple[str, ...]  # what the head tells apart, or none
     some_metrics: ClassVar[tuple[str, ...]]  # that a split may lack: of sizes without an object
     # Regexes of the parameters that are about single classes: new where a run starts from one with
@@ -104,9 +106,6 @@ class Task(Protocol):
         """What the model says of each row's image alone: a dict of arrays `[batch, ...]`.
 
         Boxes and segments are told of the original image, by the batch's `affine` and `content`.
-
-        Raises:
-            InputError: of a task that predicts nothing.
         """
 
     def predictions(
@@ -115,12 +114,12 @@ class Task(Protocol):
         """What `predict` gave, on the host, for a person.
 
         Args:
-            views: outputs of the same images seen in one or several ways, which go together.
+            views: outputs of the same images seen in one way, or in several.
             sizes: height and width of each original image.
             things: which of the classes are of objects that can be counted, where that is known.
 
         Raises:
-            InputError: several views do not go together.
+            InputError: the task has to know `things`, and does not.
         """
 
     def in_pixels(self, outputs: Arrays, rows: jax.Array, columns: jax.Array) -> Arrays:

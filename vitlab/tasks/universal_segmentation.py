@@ -48,6 +48,7 @@ class UniversalSegmentation(Segmenting):
 
     models: ClassVar[Mapping[str, str]] = UNIVERSAL_SEGMENTERS
     loss_class: ClassVar[type] = MaskLoss
+    views: ClassVar[int] = 1  # the queries of two are not each other's
     some_metrics: ClassVar[tuple[str, ...]] = (
         "AP_small", "AP_medium", "AP_large", "PQ_things", "PQ_stuff",
     )  # fmt: skip
@@ -118,10 +119,6 @@ class UniversalSegmentation(Segmenting):
         self, views: Sequence[Arrays], sizes: Sequence[tuple[int, int]], things: Sequence[bool]
     ) -> list[SegmentPrediction]:
         """Panoptic segments, and the instances of things."""
-        if len(views) > 1:
-            raise InputError(
-                "the queries of two views of an image are not each other's: this task takes one"
-            )
         if len(things) != len(self.classes):
             raise InputError(
                 "the run does not tell which of its classes are things: an earlier version of "
