@@ -1,0 +1,57 @@
+"""Imports go down the list of floors in CONTRIBUTING.md, never up, and not across. Of the lowest of
+them everything may import the errors."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+FLOORS = (
+    ("errors",),
+    ("distributed",),
+    ("ops", "config", "checkpoints"),
+    ("models", "data", "evaluation"),
+    ("weights",),
+    ("tasks",),
+    ("training", "deploy"),
+    ("main", "commands"),
+)
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+FILES = sorted((ROOT / "vitlab").rglob("*.py"))
+
+
+def room(path):
+    return path.relative_to(ROOT / "vitlab").with_suffix("").parts[0]
+
+
+def imported(tree):
+    """Rooms that a file imports from, wherever in it."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("vitlab"):
+            parts = node.module.split(".")[1:]
+            yield from [parts[0]] if parts else (alias.name for alias in node.names)
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                parts = alias.name.split(".")
+                if parts[0] == "vitlab" and len(parts) > 1:
+                    yield parts[1]
+
+
+def test_every_room_has_a_floor():
+    assert {room(path) for path in FILES} == {*FLOOR, "__init__"}
+
+
+@pytest.mark.parametrize("name", FLOOR)
+def test_imports_go_down(name):
+    for path in FILES:
+        if room(path) != name:
+            continue
+        for other in imported(ast.parse(path.read_text())):
+            below = other == name or FLOOR[other] < FLOOR[name]
+            assert below or len(FLOORS) - 1 == FLOOR[other] == FLOOR[name], f"{path}: {other}"
+
+
+def test_no_file_is_two_subjects_long():
+    long = {path.name: len(path.read_text().splitlines()) for path in FILES}
+    assert {name: lines for name, lines in long.items() if lines > 400} == {}
