@@ -1,5 +1,6 @@
 """What is in an exported file says the same as the run."""
 
+import itertools
 import json
 
 import jax
@@ -40,8 +41,15 @@ def check(model, function, atol):
                 np.testing.assert_allclose(found[name], value, atol=atol, err_msg=name)
 
 
-@pytest.mark.parametrize("to", ["stablehlo", "safetensors"])
-@pytest.mark.parametrize("task", MODELS)
+# Two among the quick tests, the others among the slow ones.
+QUICK = (("classification", "stablehlo"), ("detection", "safetensors"))
+BOTH = [
+    pytest.param(*each, marks=[] if each in QUICK else pytest.mark.slow)
+    for each in itertools.product(MODELS, ("stablehlo", "safetensors"))
+]
+
+
+@pytest.mark.parametrize(("task", "to"), BOTH)
 def test_the_file_says_what_the_run_says(task, to, tmp_path):
     """Preprocessing included: within the difference of some grey levels."""
     model = make(task)

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -154,7 +155,8 @@ def _names(files: Sequence[str]) -> list[str]:
     common = os.path.commonpath([os.path.dirname(path) for path in absolute])
     whole = [os.path.relpath(path, common) for path in absolute]
     short = [os.path.splitext(path)[0] for path in whole]
-    return [s if short.count(s) == 1 else w for s, w in zip(short, whole, strict=True)]
+    count = Counter(short)
+    return [s if count[s] == 1 else w for s, w in zip(short, whole, strict=True)]
 
 
 def _image_ids(files: Sequence[str]) -> list[int]:
