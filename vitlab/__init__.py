@@ -40,15 +40,12 @@ def load_model(path: "os.PathLike | str", preprocess: str = "") -> "Model":
         model = deployed.load_model(path)
         return dataclasses.replace(model, preprocess=preprocess or model.preprocess)
     trained = load_trained(path)
-    params = "auto"
-    if not preprocess:
-        section = trained.evaluator()
-        preprocess, params = section.preprocess, section.params
+    section = trained.evaluator(required=not preprocess)
     return deployed.Model(
         task_name=trained.experiment.task,
         task=trained.task,
-        variables=trained.chosen(params),
-        preprocess=preprocess,
+        variables=trained.chosen(section.params if section else "auto"),
+        preprocess=preprocess or section.preprocess,
         image_size=trained.image_size,
         category_ids=trained.category_ids,
         things=trained.things,

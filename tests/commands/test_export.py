@@ -71,7 +71,7 @@ def test_onnx_is_measured_through_onnx_runtime(run, tmp_path, capsys):
 def test_what_goes_wrong_is_one_line(run, tmp_path, capsys):
     cases = [
         ([run], "--format"),
-        ([run, "--format", "onx"], "--format is 'onx' but must be onnx, stablehlo or safe"),
+        ([run, "--format", "onx"], "--format is 'onx' but must be onnx, stablehlo, tflite or safe"),
         ([run, "--format", "stablehlo", "--dtype", "int8"], "--dtype is 'int8'"),
         ([run, "--format", "stablehlo", "--tolerance", "much"], "--tolerance is 'much'"),
         ([run, "--format", "stablehlo", "--split", "nothing"], "nothing"),

@@ -34,7 +34,9 @@ STRINGS = (
     "decode|letterbox((24,40))|semantic",
     "decode|letterbox(48,shortest=20)|pad_boxes(3)",
     "decode|resize(24)|semantic",
-    "decode|pad(96)|pad_segments(3)",
+    "decode|resize(24)|pad(30)|pad_segments(3)",
+    "decode|resize_small(36)|central_crop(24)|pad(32)",
+    "decode|resize((31,25))|whole_patches(8)|pad(32)",
 )
 
 
@@ -50,8 +52,6 @@ def test_pixels_place_and_padding_equal_the_host_s(string):
     prediction = Preprocess(preprocess.ops, preprocess.scale, preprocess.shift, prediction=True)
     for size in ((37, 50), (50, 37), (96, 33), (24, 24), (13, 20)):
         image = scene(*size, 1 if "channels=1" in string else 3)
-        if "pad(" not in string and "crop" in string and min(size) < 20:
-            continue
         expected = prediction({"image": image}, np.random.default_rng(0))
         device, found = of_device(preprocess, image[None])
         assert device.size is None
@@ -78,6 +78,10 @@ def test_without_an_op_that_moves_pixels_images_have_the_model_s_size():
         ("decode|inception_crop(24)", "has inception_crop, which an exported model cannot do"),
         ("decode|resize_small(24)", "images of no certain size"),
         ("decode|central_crop|resize(24)", "central_crop needs a size"),
+        ("decode|central_crop(24)", "central_crop needs a resize"),
+        ("decode|resize_small(24)|central_crop(28)", "is more than what is there"),
+        ("decode|pad(96)", "pad needs a resize"),
+        ("decode|resize(24)|pad(20)", "is less than the 24 pixels"),
         ("decode|whole_patches(8)", "whole_patches needs a resize"),
     ],
 )

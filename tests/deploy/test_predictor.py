@@ -86,6 +86,11 @@ def test_a_prediction_is_that_of_the_evaluation(predictors, task):
         assert [row.get("category") for row in theirs] == [row.get("category") for row in ours]
         for a, b in zip(theirs, ours, strict=True):
             np.testing.assert_allclose(a.get("bbox", 0), b.get("bbox", 0), atol=0.1)
+            assert a.get("score", 0) == pytest.approx(b.get("score", 0), abs=1e-3)
+            assert a.get("area", 0) == pytest.approx(b.get("area", 0), rel=0.01, abs=5)
+            for one, other in zip(a.get("classes", ()), b.get("classes", ()), strict=True):
+                assert one["name"] == other["name"]
+                assert one["probability"] == pytest.approx(other["probability"], abs=1e-4)
 
 
 def test_grey_transparent_sixteen_bit_cmyk_and_turned_files(classifier):

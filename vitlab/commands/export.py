@@ -87,6 +87,8 @@ def run(given: Given, output: Output) -> int:
     model = vitlab.load_model(path)
     workdir = pathlib.Path(path).expanduser()
     out = pathlib.Path(options.get("out", workdir / "export" / f"model.{to}")).expanduser()
+    if out.is_dir():
+        raise InputError(f"--out {out} is a folder: name a file, such as {out}/model.{to}")
     evaluator = None if "unchecked" in options else _evaluator(path, options)
     size = model.image_size or (evaluator and evaluator.split.first["image"].shape[1:3])
     if not size:

@@ -4,7 +4,6 @@ import json
 import os
 import pathlib
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -85,6 +84,8 @@ def run(given: Given, output: Output) -> int:
     if out is not None and (out / "config.json").exists():
         raise InputError(f"--out {out} is a working directory: name another folder")
 
+    writer = _Writer(out, least) if out is not None else None
+
     import vitlab
 
     predictor = vitlab.load(
@@ -92,18 +93,19 @@ def run(given: Given, output: Output) -> int:
     )
     category_ids = predictor.model.category_ids
     names, ids = _names(files), _image_ids(files)
-    writer = _Writer(out, least) if out is not None else None
+    found = predictor.stream(files, options["batch_size"], options.get("tta"))
     broken = 0
     with output.progress(len(files)) as advance:
-        found = predictor.stream(files, options["batch_size"], options.get("tta"))
         for file, name, image_id, each in zip(files, names, ids, found, strict=True):
             advance()
             if isinstance(each.prediction, InputError):
                 broken += 1
                 output.broken(str(each.prediction))
                 continue
-            records = each.prediction.records(image_id, category_ids)
-            rows = [{"file": file, **row} for row in records]
+            rows = []
+            if writer or given.json:
+                records = each.prediction.records(image_id, category_ids)
+                rows = [{"file": file, **row} for row in records]
             if writer:
                 writer.write(rows, name, each.image, each.prediction)
             output.text(f"{file}: {each.prediction.told(least)}")
@@ -116,24 +118,36 @@ def run(given: Given, output: Output) -> int:
     return int(broken > 0)
 
 
+_UNFINISHED = ".unfinished-predictions.jsonl"
+_LARGEST = 16_384  # side of a picture, in pixels; a JPEG has no more than 65,500
+
+
 class _Writer:
     """Writes predictions into a folder as they come."""
 
     def __init__(self, out: pathlib.Path, least_score: float):
         self._out, self._least = out, least_score
-        out.mkdir(parents=True, exist_ok=True)
-        self._rows = (out / "predictions.jsonl").open("w")
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            self._rows = (out / _UNFINISHED).open("w")
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            raise InputError(f"--out {out} cannot be written: {reason}") from error
 
     def write(self, rows: Sequence[Any], name: str, image: np.ndarray, prediction: Any):
         for row in rows:
             self._rows.write(json.dumps(row) + "\n")
         picture = self._place("pictures", f"{name}.jpg")
-        prediction.draw(image, self._least).save(picture, quality=92)
+        drawn = prediction.draw(image, self._least)
+        drawn.thumbnail((_LARGEST, _LARGEST))
+        drawn.save(picture, quality=92)
         if hasattr(prediction, "segments"):
-            _mask_picture(prediction.labels).save(self._place("masks", f"{name}.png"))
+            _mask_picture(prediction).save(self._place("masks", f"{name}.png"))
 
     def close(self):
+        """Puts the rows in place of those of an earlier command, now that there are all."""
         self._rows.close()
+        (self._out / _UNFINISHED).replace(self._out / "predictions.jsonl")
 
     def _place(self, folder: str, name: str) -> pathlib.Path:
         path = self._out / folder / name
@@ -141,9 +155,10 @@ class _Writer:
         return path
 
 
-def _mask_picture(labels: np.ndarray) -> Image.Image:
+def _mask_picture(prediction: Any) -> Image.Image:
     """Grey levels that are the classes, 255 (or of more classes 65535) where there is none."""
-    if labels.max() < 255:
+    labels = prediction.labels
+    if len(prediction.names) <= 255:
         return Image.fromarray(labels.astype(np.uint8))
     return Image.fromarray(labels.astype(np.uint16))
 
@@ -155,8 +170,7 @@ def _names(files: Sequence[str]) -> list[str]:
     common = os.path.commonpath([os.path.dirname(path) for path in absolute])
     whole = [os.path.relpath(path, common) for path in absolute]
     short = [os.path.splitext(path)[0] for path in whole]
-    count = Counter(short)
-    return [s if count[s] == 1 else w for s, w in zip(short, whole, strict=True)]
+    return short if len(set(short)) == len(short) else whole
 
 
 def _image_ids(files: Sequence[str]) -> list[int]:

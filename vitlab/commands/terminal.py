@@ -87,6 +87,9 @@ class Output:
         if self._bar and self._stream.isatty():
             self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
+            # A file's name may hold bytes that are no text.
+            encoding = self._stream.encoding or "utf-8"
+            text = text.encode(encoding, "backslashreplace").decode(encoding)
             print(text, file=self._stream, flush=True)
 
 

@@ -11,6 +11,9 @@ import numpy as np
 from PIL import Image
 
 from vitlab.data.arguments import Method, Rounding, Side, Size
+from vitlab.errors import InputError
+
+_MAX_PIXELS = 2**26  # of what an image becomes: one of 1 x 1000 would be 256 x 256,000 otherwise
 
 
 def resize(
@@ -30,10 +33,17 @@ def resize(
 
     Returns:
       uint8[size, size, channels] or uint8[*size, channels].
+
+    Raises:
+      InputError: that is more than 67 million pixels.
     """
     height, width = size if isinstance(size, tuple) else (size, size)
     if image.shape[:2] == (height, width):
         return image
+    if height * width > _MAX_PIXELS:
+        raise InputError(
+            f"an image of {image.shape[1]} x {image.shape[0]} would become {width} x {height}"
+        )
     if method == "lanczos" or (antialias and method in ("bilinear", "bicubic")):
         resample = Image.Resampling[method.upper()]
         return through_pillow(image, lambda plane: plane.resize((width, height), resample))

@@ -30,6 +30,7 @@ class _Side:
         start: f32[], the first new pixel that is seen; negative where there is a frame before it.
         seen: how many pixels are, or None: all.
         fixed: `new` where it is known beforehand.
+        least: the least that `new` can be, where that is known.
     """
 
     old: Any
@@ -37,6 +38,7 @@ class _Side:
     start: Any = 0.0
     seen: int | None = None
     fixed: int | None = None
+    least: int | None = None
 
     @property
     def length(self) -> int | None:
@@ -113,7 +115,7 @@ class DevicePreprocess:
                 contents[i] = jnp.clip(side.new - side.start, 0, side.length)
             pixels = resample(pixels, *weights, kind)
             places = [jnp.arange(side.length, dtype=jnp.float32) for side in sides]
-            sides = [_Side(float(n), float(n), fixed=n) for n in pixels.shape[1:3]]
+            sides = [_Side(float(n), float(n), fixed=n, least=n) for n in pixels.shape[1:3]]
 
         contents: list[Any] = [None, None]
         waiting = False
@@ -122,7 +124,8 @@ class DevicePreprocess:
             if op.name in _COLOURS:
                 pixels = _COLOURS[op.name](pixels)
                 continue
-            if op.name in _RESIZES and waiting:
+            cut = any(side.seen is not None for side in sides)
+            if waiting and (op.name in _RESIZES or (op.name == "pad" and cut)):
                 flush()
             if op.name in _RESIZES:
                 kind = _kind(arguments)
@@ -153,7 +156,7 @@ def _kind(arguments: dict[str, Any]) -> str:
 
 
 def _resized(sides, new, fixed=(None, None)) -> list[_Side]:
-    return [_Side(s.old, n, fixed=f) for s, n, f in zip(sides, new, fixed, strict=True)]
+    return [_Side(s.old, n, fixed=f, least=f) for s, n, f in zip(sides, new, fixed, strict=True)]
 
 
 def _resize(sides, size, **_) -> list[_Side]:
@@ -169,7 +172,8 @@ def _resize_small(sides, size, rounding="nearest", **_) -> list[_Side]:
         long = jnp.floor((size * long + 0.5) / short)
     else:
         long = jnp.maximum(jnp.round(long * (size / short)), size)
-    return _resized(sides, [jnp.where(side == short, float(size), long) for side in old])
+    new = [jnp.where(side == short, float(size), long) for side in old]
+    return [dataclasses.replace(side, least=size) for side in _resized(sides, new)]
 
 
 def _central_crop(sides, size=None, rounding="down") -> list[_Side]:
@@ -178,6 +182,7 @@ def _central_crop(sides, size=None, rounding="down") -> list[_Side]:
         if None in known:
             raise InputError("central_crop needs a size to be part of an exported model")
         size = min(known)
+    _check_room("central_crop", sides, _pair(size))
     half = jnp.round if rounding == "even" else jnp.floor
     return [
         dataclasses.replace(side, start=side.start + half((_length(side) - n) / 2), seen=n)
@@ -209,10 +214,28 @@ def _letterbox(sides, size, shortest=None, **_) -> list[_Side]:
         # A square has both sides short, but the width is computed as the long one.
         tall = old[0] > old[1]
         new = [jnp.where(tall, of_long, of_short), jnp.where(tall, of_short, of_long)]
-    return _pad(_resized(sides, new), canvas)
+    return _framed(_resized(sides, new), canvas)
 
 
 def _pad(sides, size) -> list[_Side]:
+    if any(side.fixed is None for side in sides):
+        raise InputError("pad needs a resize before it to be part of an exported model")
+    for side, room in zip(sides, _pair(size), strict=True):
+        if side.fixed > room:
+            raise InputError(f"pad({room}) is less than the {side.fixed} pixels before it")
+    return _framed(sides, size)
+
+
+def _check_room(name: str, sides, size) -> None:
+    """That a cut is always within the image, as the host would check it for each."""
+    for side, n in zip(sides, size, strict=True):
+        if side.length is None and side.least is None:
+            raise InputError(f"{name} needs a resize before it to be part of an exported model")
+        if n > (side.length or side.least):
+            raise InputError(f"{name}({n}) is more than what is there before it")
+
+
+def _framed(sides, size) -> list[_Side]:
     return [dataclasses.replace(side, seen=n) for side, n in zip(sides, _pair(size), strict=True)]
 
 

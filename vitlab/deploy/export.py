@@ -23,6 +23,7 @@ from vitlab.errors import InputError
 
 Format = Literal["onnx", "stablehlo", "tflite", "safetensors"]
 Dtype = Literal["float32", "bfloat16", "float16"]
+_MOST_BYTES = 2**31 - 2**24  # The formats count with 31 bits, and hold more than parameters.
 _PLATFORMS = ("cpu", "cuda", "tpu")
 _PACKAGES = {
     "onnx": ("jax2onnx", "onnx", "onnxruntime"),
@@ -132,6 +133,11 @@ def export(model: Model, path: str, to: Format, dtype: Dtype, size: tuple[int, i
     if to == "safetensors":
         save_model(model, path)
         return Exported(_of_predictor(Predictor(load_model(path))), {"format": to})
+    if sum(leaf.nbytes for leaf in jax.tree.leaves(model.variables)) > _MOST_BYTES:
+        raise InputError(
+            f"a file of --format {to} holds 2 GB: --dtype float16 halves a model, and --format "
+            "safetensors has no such limit"
+        )
     if to == "tflite":
         from vitlab.deploy import tflite_file
 

@@ -1,6 +1,7 @@
 """All that predictions take, and nothing of the run that it came from; in memory and in a file."""
 
 import dataclasses
+import itertools
 import json
 import os
 from typing import Any
@@ -69,10 +70,11 @@ class Model:
                 "a run that pretrained without labels predicts nothing: fine-tune it with "
                 "--config.init_from=WORKDIR, or look into it with vitlab inspect"
             )
-        # Of a resized image any will do.
-        size = (1024, 1024) if preprocess.resizes else self.image_size or (256, 256)
         theirs = {name: np.shape(leaf) for name, leaf in names_of(self.variables).items()}
-        for channels in (3, 1) if stated is None else (stated,):
+        # As large as what it was trained on, or so large that a cut is within it.
+        sizes = [self.image_size or (256, 256), (1024, 1024)]
+        of_channels = (3, 1) if stated is None else (stated,)
+        for size, channels in itertools.product(sizes, of_channels):
             image = np.zeros((*size, channels), np.uint8)
             try:
                 seen = preprocess({"image": image}, np.random.default_rng(0))["image"]
@@ -81,7 +83,8 @@ class Model:
             except InputError:
                 continue
             # Of kernels alone: tables of positions are of another grid for other images.
-            if all(theirs.get(k) == v.shape for k, v in made.items() if k.endswith("/kernel")):
+            alike = all(theirs.get(k) == v.shape for k, v in made.items() if k.endswith("/kernel"))
+            if alike and theirs.keys() == made.keys():
                 return channels
         raise InputError(
             f"the preprocessing {self.preprocess} does not give images that the model takes"
@@ -125,6 +128,7 @@ def load_model(path: os.PathLike | str) -> Model:
     Raises:
         InputError: the file is damaged, or is none of these.
     """
+    path = os.path.expanduser(path)
     try:
         with safetensors.safe_open(path, framework="flax") as file:
             about = json.loads((file.metadata() or {}).get(_KEY, "null"))
@@ -139,7 +143,7 @@ def load_model(path: os.PathLike | str) -> Model:
             "files that do; vitlab.weights.load reads those of other libraries"
         )
     try:
-        return Model(
+        model = Model(
             task_name=about["task"],
             task=_task(about),
             variables=nested(arrays),
@@ -148,7 +152,10 @@ def load_model(path: os.PathLike | str) -> Model:
             category_ids=tuple(about["category_ids"]),
             things=tuple(about["things"]),
         )
-    except (InputError, KeyError) as error:
+        model.channels()  # which builds it
+        return model
+    # What is in the file may be anything.
+    except (InputError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is of another version of vitlab: {error}") from error
 
 

@@ -24,6 +24,7 @@ from vitlab.tasks.predictions import Prediction
 # A file, encoded bytes, pixels uint8[height, width(, 1 or 3)], or a Pillow image of any mode.
 Picture = os.PathLike | str | bytes | np.ndarray | Image.Image
 Augmentation = Literal["flip"]
+_END = object()  # of the pictures
 
 
 class Predicted(NamedTuple):
@@ -108,14 +109,17 @@ class Predictor:
                 f"tta='{tta}': two views of an image cannot be put together where each query is a "
                 f"segment, as in {self.model.task_name}"
             )
+        return self._streamed(pictures, batch_size, views)
+
+    def _streamed(self, pictures, batch_size: int, views) -> Iterator[Predicted]:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             waiting: list[Future] = []
             ready: list[tuple[Picture, np.ndarray | None, Any]] = []
             iterator = iter(pictures)
             while True:
                 while len(waiting) < 2 * batch_size:
-                    picture = next(iterator, None)
-                    if picture is None:
+                    picture = next(iterator, _END)
+                    if picture is _END:
                         break
                     waiting.append(pool.submit(self._prepared, picture, views))
                 if not waiting:
@@ -149,7 +153,10 @@ class Predictor:
             InputError: it is no image, damaged or too large.
         """
         if isinstance(picture, Image.Image):
-            return pixels_of(picture, self.channels)
+            try:
+                return pixels_of(picture, self.channels)
+            except Exception as error:  # Pillow reads a file's pixels only now.
+                raise InputError(f"the image is damaged or cut short: {error}") from None
         if isinstance(picture, bytes):
             return decode(picture, self.channels, self.max_pixels)
         if isinstance(picture, os.PathLike | str):
@@ -173,9 +180,9 @@ class Predictor:
         size = self.model.image_size
         if size and not self.preprocess.resizes and image.shape[:2] != size:
             height, width = size
-            fit = (
-                f"decode|resize(({height},{width}))|{str(self.preprocess).removeprefix('decode|')}"
-            )
+            ops = str(self.preprocess).split("|")
+            first = [ops.pop(0)] if ops[0].startswith("decode") else ["decode"]
+            fit = "|".join([*first, f"resize(({height},{width}))", *ops])
             raise InputError(
                 f"the image is {image.shape[1]} x {image.shape[0]}, but the model was trained on "
                 f"{width} x {height} and its preprocessing leaves the size as it is: {fit} would "
@@ -190,10 +197,7 @@ class Predictor:
         good = [each for each in ready if not isinstance(each[2], InputError)]
         found: Iterator[Prediction | InputError] = iter(())
         if good:
-            try:
-                found = iter(self._predictions(good, batch_size))
-            except InputError as error:
-                found = iter([_named(picture, error) for picture, _, _ in good])
+            found = iter(self._each(good, batch_size))
         for picture, image, seen in ready:
             error = isinstance(seen, InputError)
             yield Predicted(picture, image, seen if error else next(found))
@@ -201,6 +205,15 @@ class Predictor:
     def _outputs(self, rows) -> dict[str, np.ndarray]:
         batch = {key: np.stack([np.asarray(row[key]) for row in rows]) for key in rows[0]}
         return jax.device_get(self._predict(self._variables, batch))
+
+    def _each(self, ready, batch_size: int) -> list[Prediction | InputError]:
+        """Predictions; where one cannot be made, the error of that picture alone."""
+        try:
+            return self._predictions(ready, batch_size)
+        except InputError as error:
+            if len(ready) == 1:
+                return [_named(ready[0][0], error)]
+            return [found for each in ready for found in self._each([each], batch_size)]
 
     def _predictions(self, ready, batch_size: int) -> list[Prediction]:
         outputs = []

@@ -218,6 +218,8 @@ class Classification:
         """The softmax of the logits, of several views the mean."""
         del sizes, things
         each = [np.asarray(jax.nn.softmax(view["logits"])) for view in views]
+        if not np.isfinite(each).all():
+            raise InputError("the model gives values that are not finite")
         return [ClassPrediction(row, self.classes) for row in np.mean(each, axis=0)]
 
     def in_pixels(self, outputs: Arrays, rows: jax.Array, columns: jax.Array) -> Arrays:

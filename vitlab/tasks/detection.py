@@ -182,6 +182,8 @@ class Detection(AroundBackbone):
         for index, (height, width) in enumerate(sizes):
             parts = [[view[key][index] for view in views] for key in ("boxes", "scores", "labels")]
             boxes, scores, labels = map(np.concatenate, parts)
+            if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
+                raise InputError("the model gives values that are not finite")
             found = metrics_lib.Detections(
                 boxes.clip(0, [width, height, width, height]), scores, labels
             )

@@ -136,20 +136,25 @@ class SegmentPrediction:
         with its mask."""
         if self.objects is not None:
             return _coco_records(self.objects, image_id, category_ids, self.names)
-        labels = np.unique(self.labels)
-        masks = encode_masks(np.stack([self.labels == label for label in labels]))
-        rows = zip(labels.tolist(), masks, mask_boxes(masks), mask_area(masks), strict=True)
+        seen = self.labels
+        labels = [label for label in np.unique(seen).tolist() if label >= 0]
+        # One at a time: of a large image they need not all be there.
+        masks = [encode_masks((seen == label)[None])[0] for label in labels]
+        # What no object covers is a class of ours alone, and gets the next number.
+        more = len(self.names) - len(category_ids)
+        first = max(category_ids, default=-1) + 1
+        ids = [*category_ids, *range(first, first + more)]
+        rows = zip(labels, masks, mask_boxes(masks), mask_area(masks), strict=True)
         return [
             {
                 "image_id": image_id,
-                "category_id": category_ids[label] if len(category_ids) > label else label,
+                "category_id": ids[label],
                 "category": self.names[label],
                 "bbox": [float(x0), float(y0), float(x1 - x0), float(y1 - y0)],
                 "area": int(area),
                 "segmentation": mask,
             }
             for label, mask, (x0, y0, x1, y1), area in rows
-            if label >= 0
         ]
 
     def draw(self, image: np.ndarray, least_score: float = LEAST_SCORE) -> Image.Image:

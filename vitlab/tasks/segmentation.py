@@ -23,6 +23,7 @@ from vitlab.tasks.predictions import SegmentPrediction
 from vitlab.tasks.segmenting import (
     Segmenting,
     check_evaluation,
+    of_classes,
     of_each,
     on_all_cores,
     semantic_counts,
@@ -135,10 +136,8 @@ class Segmentation(Segmenting):
         del things
 
         def of_one(index):
-            seen = self._labels(views, index, sizes[index])
-            labels, places = np.unique(seen, return_inverse=True)
-            segments = FoundSegments(places.astype(np.int32), labels.astype(np.int32))
-            return SegmentPrediction(segments, self.classes)
+            labels = self._labels(views, index, sizes[index])
+            return SegmentPrediction(of_classes(labels), self.classes)
 
         return on_all_cores(of_one, range(len(sizes)))
 

@@ -16,6 +16,7 @@ from vitlab.errors import InputError
 from vitlab.evaluation import segmentation as metrics_lib
 from vitlab.evaluation.detection_pictures import class_bars
 from vitlab.evaluation.pictures import confusion_matrix
+from vitlab.evaluation.segments import FoundSegments
 from vitlab.models.build import build_around_backbone
 from vitlab.tasks.backbone import AroundBackbone
 from vitlab.tasks.photometric import AugmentConfig
@@ -112,6 +113,12 @@ def of_each(function: Callable[[int], dict[str, Any]], number: int) -> dict[str,
             result[key] = np.empty(number, object)
             result[key][:] = values
     return result
+
+
+def of_classes(labels: np.ndarray) -> FoundSegments:
+    """A segment for each class that is there, of labels i[height, width]."""
+    present, places = np.unique(labels, return_inverse=True)
+    return FoundSegments(places.reshape(labels.shape).astype(np.int32), present.astype(np.int32))
 
 
 def semantic_counts(truth: np.ndarray, found: np.ndarray, classes: int) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from vitlab.tasks.predictions import SegmentPrediction
 from vitlab.tasks.segmenting import (
     Segmenting,
     check_evaluation,
+    of_classes,
     of_each,
     on_all_cores,
     semantic_counts,
@@ -118,7 +119,8 @@ class UniversalSegmentation(Segmenting):
     def predictions(
         self, views: Sequence[Arrays], sizes: Sequence[tuple[int, int]], things: Sequence[bool]
     ) -> list[SegmentPrediction]:
-        """Panoptic segments, and the instances of things."""
+        """Panoptic segments, and the instances of things; where there are none, as of a semantic
+        segmentation."""
         if len(things) != len(self.classes):
             raise InputError(
                 "the run does not tell which of its classes are things: an earlier version of "
@@ -127,9 +129,9 @@ class UniversalSegmentation(Segmenting):
         (outputs,) = views
 
         def of_one(index):
-            _, segments = self._segmented(outputs, index, sizes[index], things)
+            semantic, segments = self._segmented(outputs, index, sizes[index], things)
             if not any(things):
-                return SegmentPrediction(segments, self.classes)
+                return SegmentPrediction(of_classes(semantic), self.classes)
             objects = instances(
                 outputs["scores"][index],
                 lambda query: self._masks(outputs, index, sizes[index], query)[0],

@@ -48,16 +48,18 @@ class Trained:
     variables: dict[str, Any]
     ema: dict[str, Any] | None
 
-    def evaluator(self) -> EvaluatorConfig:
+    def evaluator(self, required: bool = True) -> EvaluatorConfig | None:
         """The first evaluator of the task itself, whose preprocessing and choice of parameters are
         those of predictions.
 
         Raises:
-            InputError: the run had none.
+            InputError: the run had none, and it is required.
         """
         for section in self.experiment.evaluators.values():
             if section.kind in self.task.evaluators:
                 return section
+        if not required:
+            return None
         raise InputError(
             f"{self.workdir} has no evaluator of its task, whose preprocessing images would need: "
             "give another, such as resize(224)|value_range(-1,1)"
