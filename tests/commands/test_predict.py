@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 from faster_coco_eval.core import mask as coco_mask
@@ -144,3 +145,42 @@ def test_a_run_without_an_evaluator_of_its_task_needs_a_preprocessing(photos, tm
     assert "no evaluator of its task" in capsys.readouterr().err
     resize = "decode|resize(32)|value_range(-1,1)"
     assert main(["predict", run, str(photos), "--preprocess", resize]) == 0
+
+
+def test_a_very_wide_image_and_names_alike(runs, tmp_path):
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    Image.new("RGB", (70_000, 40)).save(folder / "wide.png")
+    for name in ("a.jpg", "a.png", "a.jpg.png"):
+        Image.new("RGB", (40, 40)).save(folder / name)
+    out = tmp_path / "out"
+    assert main(["predict", runs["detection"], str(folder), "--out", str(out)]) == 0
+    assert sorted(path.name for path in (out / "pictures").iterdir()) == [
+        "a.jpg.jpg", "a.jpg.png.jpg", "a.png.jpg", "wide.png.jpg",
+    ]  # fmt: skip
+
+
+def test_a_command_that_fails_leaves_earlier_predictions(runs, photos, tmp_path):
+    out = tmp_path / "out"
+    command = ["predict", runs["universal_segmentation"], str(photos), "--out", str(out)]
+    assert main(command) == 0
+    before = (out / "predictions.jsonl").read_text()
+    assert before
+    assert main([*command, "--tta", "flip"]) == 2
+    assert (out / "predictions.jsonl").read_text() == before
+
+
+def test_the_parameters_are_those_of_the_evaluator(photos, tmp_path):
+    """Of the moving average, unless the evaluator says otherwise; also with another string."""
+    model = make("classification")
+    zeros = jax.tree.map(np.zeros_like, model.variables)
+    found = {}
+    for params in ("auto", "model"):
+        run = write_run(tmp_path / params, model, ema=zeros, params=params)
+        for string in ("", model.preprocess):
+            prediction = vitlab.load(run, string).predict(photos / "a.png")
+            found[params, bool(string)] = prediction.probabilities
+    np.testing.assert_allclose(found["auto", False], 1 / 3, atol=1e-6)
+    np.testing.assert_array_equal(found["auto", True], found["auto", False])
+    np.testing.assert_array_equal(found["model", True], found["model", False])
+    assert np.abs(found["model", False] - 1 / 3).max() > 0.01

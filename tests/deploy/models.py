@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +50,14 @@ def make(task: str, ops: str | None = None, **model) -> Model:
     return Model(task, built, variables, preprocess, (32, 48), (7, 8, 12), things)
 
 
-def write_run(workdir: pathlib.Path, model: Model, source: str = "", evaluator: str = "") -> str:
+def write_run(
+    workdir: pathlib.Path,
+    model: Model,
+    source: str = "",
+    evaluator: str = "",
+    ema: Any = None,
+    params: str = "auto",
+) -> str:
     """Puts a model into a working directory, as a run that learned it leaves it.
 
     Args:
@@ -57,6 +65,8 @@ def write_run(workdir: pathlib.Path, model: Model, source: str = "", evaluator: 
         model: what was learned.
         source: of the data.
         evaluator: the kind of the evaluator "test"; by default the task's own.
+        ema: the moving average of its variables.
+        params: of the evaluator.
     """
     about = model.about()
     config = config_lib.load(str(ROOT / "configs/quickstart.py"))
@@ -66,13 +76,15 @@ def write_run(workdir: pathlib.Path, model: Model, source: str = "", evaluator: 
         "model": about["model"],
         "loss": about["loss"],
         "augment": {},
-        "evaluators": {"test": dict(kind=kind, split="test[:40]", preprocess=model.preprocess)},
+        "evaluators": {
+            "test": dict(kind=kind, split="test[:40]", preprocess=model.preprocess, params=params)
+        },
     }
     config["data"]["source"] = source or "digits"
-    config.pop("ema_decay", None)
+    config["ema_decay"] = None if ema is None else 0.9
     meta = {key: about[key] for key in ("classes", "category_ids", "things", "image_size")}
     variables = dict(model.variables)
-    state = {"params": variables.pop("params"), "model_state": variables}
+    state = {"params": variables.pop("params"), "model_state": variables, "ema": ema}
     writer = checkpoints.Writer(workdir / "checkpoints", 1, print)
     writer.save(1, state, meta, None)
     writer.close()

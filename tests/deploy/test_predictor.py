@@ -15,6 +15,8 @@ from tests.deploy.models import CLASSES, MODELS, VIT, make
 from vitlab.deploy.model import Model
 from vitlab.deploy.predictor import Predictor
 from vitlab.errors import InputError
+from vitlab.evaluation.segments import FoundSegments
+from vitlab.tasks.predictions import SegmentPrediction
 from vitlab.tasks.task import task_class
 
 RNG = np.random.default_rng(0)
@@ -216,3 +218,34 @@ def test_random_preprocessing_is_refused():
 def test_arrays_that_are_no_picture_are_one_line(classifier, picture):
     with pytest.raises(InputError, match="must be uint8"):
         classifier.predict(picture)
+
+
+def test_one_bad_image_of_a_batch_is_one_error(classifier, monkeypatch):
+    """As where the model gives values for it that are not finite."""
+    outputs = classifier._outputs
+
+    def spoiled(rows):
+        found = dict(outputs(rows))
+        logits = found["logits"] = np.array(found["logits"])
+        logits[[row["image"].max() == 0 for row in rows]] = np.nan
+        return found
+
+    monkeypatch.setattr(classifier, "_outputs", spoiled)
+    images = [scene(), np.zeros((40, 60, 3), np.uint8), scene()]
+    found = list(classifier.stream(images, 3))
+    assert [isinstance(each.prediction, InputError) for each in found] == [False, True, False]
+    assert "not finite" in str(found[1].prediction)
+
+
+def test_what_no_object_covers_has_a_number_of_its_own():
+    names = (*CLASSES, "background")
+    segments = FoundSegments(np.array([[0, 1], [2, 3]], np.int32), np.arange(4, dtype=np.int32))
+    rows = SegmentPrediction(segments, names).records(5, (7, 8, 12))
+    found = {row["category"]: row["category_id"] for row in rows}
+    assert found == {"cat": 7, "dog": 8, "grass": 12, "background": 13}
+
+
+def test_a_thing_of_one_pixel_becomes_no_picture_of_gigabytes():
+    predictor = Predictor(make("classification", "decode|resize_small(256)|central_crop(32)"))
+    with pytest.raises(InputError, match="of 1 x 20000 would become"):
+        predictor.predict(np.zeros((20_000, 1, 3), np.uint8))
