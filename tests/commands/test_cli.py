@@ -92,8 +92,14 @@ def test_the_version(capsys):
         ("nothing", "there is no verb 'nothing'; choose from completion, convert, data,"),
         ("train", "to train: python -m vitlab.main --config FILE"),
         ("--json predict", "--json stands where a verb does: vitlab VERB --json"),
-        ("export run", "needs --format onnx, stablehlo or safetensors, such as vitlab export runs"),
-        ("export run --format onx", "but must be onnx, stablehlo or safetensors; did you mean"),
+        (
+            "export run",
+            "needs --format onnx, stablehlo, tflite or safetensors, such as vitlab export runs",
+        ),
+        (
+            "export run --format onx",
+            "but must be onnx, stablehlo, tflite or safetensors; did you mean",
+        ),
         ("export run --format onnx --check no", "--check does not exist; did you mean '--unchec"),
         ("predict run", "needs IMAGE, such as vitlab predict runs/flowers rose.jpg"),
         ("predict run x.jpg --tta flop", "argument --tta is 'flop' but must be flip"),

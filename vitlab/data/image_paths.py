@@ -16,7 +16,8 @@ def image_paths(arguments: Sequence[str]) -> list[str]:
 
     Args:
         arguments: a file, whatever its name; a folder, of which every image below it is meant, by
-            name; or a pattern such as `photos/**/*.jpg`, whose folders are taken likewise.
+            name; or a pattern such as `photos/**/*.jpg`, of the files, or if it fits folders
+            alone of what is in them.
 
     Raises:
         InputError: there is no such file, a pattern fits none, or a folder holds no image.

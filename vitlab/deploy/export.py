@@ -1,8 +1,9 @@
 """Trained models as files that need no vitlab: uint8 images of any size in, results out.
 
 What is in such a file is all that lies between an image's pixels and its result: the preprocessing
-(`deploy.device_preprocess`), the network, and what a task makes of its outputs, as `boxes` in the
-pixels of the image, so that nobody has to do it again in another language, and get it wrong.
+(`deploy.device_preprocess`), the network, and what a task makes of its outputs, such as boxes in
+the pixels of the image, so that nobody has to do it again in another language, and get it wrong.
+For phones the resizing is left out (`deploy.tflite_file`); queries' segments are left as they are.
 """
 
 import dataclasses
