@@ -146,7 +146,7 @@ def test_evaluate_measures_again_and_judges_features(mae, capsys):
 def test_evaluate_with_bad_input_is_one_line(mae, tmp_path, capsys):
     for arguments, said in [
         ([str(mae), "knnn"], "no protocol 'knnn'; did you mean 'knn'?"),
-        ([str(mae), "knn", "--layr", "x"], "--layr does not exist; did you mean 'layer'?"),
+        ([str(mae), "knn", "--layr", "x"], "--layr does not exist; did you mean '--layer'?"),
         ([str(mae), "knn", "--layer"], "--layer needs a value"),
         ([str(mae), "knn", "--layer", "block_7"], "no such stage; did you mean 'block_0'?"),
         ([str(mae), "knn", "--split", "tst"], "tst"),
@@ -154,7 +154,7 @@ def test_evaluate_with_bad_input_is_one_line(mae, tmp_path, capsys):
         ([str(mae), "few_shot"], "has 40 examples, but its protocols need 250"),
         ([str(mae), "--layer", "encoder"], "--layer is for protocols"),
         ([str(tmp_path)], "has no finished checkpoint"),
-        (["--split", "test"], "needs a working directory"),
+        (["--split", "test"], "needs WORKDIR"),
     ]:
         code = vitlab(["evaluate", *arguments])
         error = capsys.readouterr().err

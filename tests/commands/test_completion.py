@@ -55,7 +55,7 @@ def test_bash_completes(completed):
     assert completed("vitlab", "data", "check", "--") == sorted(["--split", *common])
     assert "--draw" in completed("vitlab", "data", "preview", "x", "--")
     # Values, also behind a sign of equality, which bash makes a word.
-    formats = ["onnx", "safetensors", "stablehlo"]
+    formats = ["onnx", "safetensors", "stablehlo", "tflite"]
     assert completed("vitlab", "export", "--format", "") == formats
     assert completed("vitlab", "export", "--format", "=") == formats
     assert completed("vitlab", "export", "--format", "=", "on") == ["onnx"]

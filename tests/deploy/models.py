@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vitlab import checkpoints
 from vitlab import config as config_lib
@@ -39,14 +40,20 @@ def make(task: str, ops: str | None = None, **model) -> Model:
     settings, own = MODELS[task]
     loss = {"classification": "focal"} if task == "detection" else {}
     built = task_class(task).from_config({**settings, **model}, loss, {}, CLASSES, jnp.float32)
-    variables = built.init(jax.random.key(0), jnp.zeros((1, 32, 48, 3)))
-    leaves, tree = jax.tree.flatten(variables)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    # Heads begin at zero, which would say the same of every image.
-    leaves = [x + 0.05 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    images = jax.ShapeDtypeStruct((1, 32, 48, 3), jnp.float32)
+    shapes = jax.eval_shape(built.init, jax.random.key(0), images)
+    rng = np.random.default_rng(1)
+
+    def drawn(path, leaf):
+        x = rng.normal(size=leaf.shape)
+        if path[-1].key in ("scale", "var"):
+            return jnp.asarray(1 + 0.05 * abs(x), jnp.float32)
+        inputs = leaf.size // leaf.shape[-1] if leaf.ndim > 1 else 100
+        return jnp.asarray(x / inputs**0.5, jnp.float32)
+
+    variables = jax.tree_util.tree_map_with_path(drawn, shapes)
     preprocess = f"{own if ops is None else ops}|value_range(-1,1)"
     things = (True, True, False) if task == "universal_segmentation" else ()
-    variables = jax.tree.unflatten(tree, leaves)
     return Model(task, built, variables, preprocess, (32, 48), (7, 8, 12), things)
 
 
