@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 import time
 from collections.abc import Callable
@@ -111,14 +112,17 @@ def run(given: Given, output: Output) -> int:
             main = about["main_metric"] = (
                 evaluator.main if evaluator.main in metrics else [*metrics][0]
             )
-            points = 100 * abs(metrics[main]["run"] - metrics[main]["file"])
-            differs = not points <= tolerance
+            before, after = metrics[main]["run"], metrics[main]["file"]
+            # Of data without an object both are NaN.
+            points = 0.0 if math.isnan(before) else 100 * abs(before - after)
+            points = 100.0 if math.isnan(points) else points
+            differs = points > tolerance
             about["latency_ms"] = _latency(evaluator, predictor, function)
         if differs:
             output.document({"path": None, **about})
             return failed(
                 f"not written: {main} would differ by {points:.2f} points, more than {tolerance} "
-                "(--tolerance allows more)",
+                f"(--tolerance {math.ceil(10 * points) / 10} allows it; more images tell more)",
                 1,
             )
         unfinished.replace(out)

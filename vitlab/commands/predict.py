@@ -114,7 +114,8 @@ def run(given: Given, output: Output) -> int:
         writer.close()
         print(f"{len(files) - broken} of {len(files)} images are in {out}")
     if broken:
-        print(f"vitlab: {broken} of {len(files)} images are broken", file=sys.stderr)
+        verb = "is" if broken == 1 else "are"
+        print(f"vitlab: {broken} of {len(files)} images {verb} broken", file=sys.stderr)
     return int(broken > 0)
 
 
