@@ -37,6 +37,7 @@ def run_python(code, names):
     assert printed.getvalue().splitlines() == re.findall(r"print\(.*\)\s+# (.*)", code)
 
 
+@pytest.mark.slow
 def test_python_blocks_run(tmp_path, monkeypatch):
     """But for those that need a run, which the slow test has."""
     monkeypatch.chdir(tmp_path)

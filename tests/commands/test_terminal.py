@@ -95,6 +95,7 @@ def test_colours_are_for_terminals(command, said):
     assert plain.replace("\r\n", "\n") == piped.stdout + piped.stderr
 
 
+@pytest.mark.slow
 def test_a_bar_is_for_terminals():
     command = [*VITLAB, "data", "check", "digits"]
     assert "decoding every image" in on_a_terminal(command)
