@@ -35,12 +35,19 @@ def check(model, function, atol):
         found, blank = function(batch), function(np.zeros_like(batch))
         mirrored = function(batch[..., ::-1].copy())
         assert found.keys() == expected.keys()
+        if "boxes" in found:  # two that are as sure may change places
+            far = np.abs(expected["boxes"][:, :, None] - found["boxes"][:, None]).max(axis=-1)
+            other = expected["labels"][:, :, None] != found["labels"][:, None]
+            order = (far + 1e3 * other).argmin(axis=2)
+            for name in expected:
+                index = order.reshape(*order.shape, *[1] * (found[name].ndim - 2))
+                found = {**found, name: np.take_along_axis(found[name], index, axis=1)}
         for name, value in expected.items():
             assert found[name].shape == value.shape
             if name == "labels":
                 assert (found[name] == value).mean() > 0.98
             elif name != "probabilities":
-                close = 30 * atol if name == "boxes" else atol  # in pixels
+                close = {"boxes": 30, "masks": 3}.get(name, 1) * atol  # pixels; logits up to 10
                 np.testing.assert_allclose(found[name], value, atol=close, err_msg=name)
         # And other images, or their channels turned round, would not have passed.
         key = next(name for name in ("labels", "logits", "masks", "scores") if name in found)
