@@ -6,7 +6,7 @@ import math
 import pathlib
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -90,8 +90,8 @@ def run(given: Given, output: Output) -> int:
     out = pathlib.Path(options.get("out", workdir / "export" / f"model.{to}")).expanduser()
     if out.is_dir():
         raise InputError(f"--out {out} is a folder: name a file, such as {out}/model.{to}")
-    evaluator = None if "unchecked" in options else _evaluator(path, options)
-    size = model.image_size or (evaluator and evaluator.split.first["image"].shape[1:3])
+    measured = None if "unchecked" in options else _measured(path, options)
+    size = model.image_size or (measured and measured.evaluator.split.first["image"].shape[1:3])
     if not size:
         raise InputError(
             f"{path} does not tell the size of its images: leave out --unchecked, and give --data "
@@ -106,18 +106,18 @@ def run(given: Given, output: Output) -> int:
         function = export(model, str(unfinished), to, dtype, tuple(size))
         about: dict[str, Any] = {**model.about(), "dtype": dtype, **function.about}
         differs = False
-        if evaluator is not None:
+        if measured is not None:
             predictor = Predictor(model)
-            metrics = about["metrics"] = _compare(evaluator, predictor, function)
+            metrics = about["metrics"] = _compare(measured, predictor, function)
             main = about["main_metric"] = (
-                evaluator.main if evaluator.main in metrics else [*metrics][0]
+                measured.main if measured.main in metrics else next(iter(metrics))
             )
             before, after = metrics[main]["run"], metrics[main]["file"]
             # Of data without an object both are NaN.
             points = 0.0 if math.isnan(before) else 100 * abs(before - after)
             points = 100.0 if math.isnan(points) else points
             differs = points > tolerance
-            about["latency_ms"] = _latency(evaluator, predictor, function)
+            about["latency_ms"] = _latency(measured.evaluator, predictor, function)
         if differs:
             output.document({"path": None, **about})
             return failed(
@@ -134,7 +134,15 @@ def run(given: Given, output: Output) -> int:
     return 0
 
 
-def _evaluator(path: str, options: dict[str, Any]) -> Any:
+class _Measured(NamedTuple):
+    """What a file is measured by: an evaluator, the run's variables, and the metric that counts."""
+
+    evaluator: Any
+    variables: Any
+    main: str
+
+
+def _measured(path: str, options: dict[str, Any]) -> _Measured:
     """The run's evaluator, on other data where the command line says so."""
     from vitlab.training.evaluator import make_evaluator
     from vitlab.training.trained import load_trained
@@ -154,16 +162,15 @@ def _evaluator(path: str, options: dict[str, Any]) -> Any:
         trained.task,
         trained.mesh,
     )
-    variables = trained.chosen(section.params)
-    evaluator.original = lambda: evaluator.run(variables, print)[0]
     # By which the run chose its best checkpoint; else the task's first.
-    evaluator.main = experiment.checkpoint.best.rpartition("/")[2]
-    return evaluator
+    main = experiment.checkpoint.best.rpartition("/")[2]
+    return _Measured(evaluator, trained.chosen(section.params), main)
 
 
-def _compare(evaluator, predictor, function: Callable) -> dict[str, dict[str, float]]:
+def _compare(measured: _Measured, predictor, function: Callable) -> dict[str, dict[str, float]]:
     """Metrics before and after, a line for each."""
-    before = evaluator.original()
+    evaluator = measured.evaluator
+    before, _ = evaluator.run(measured.variables, print)
     after = evaluator.run_through(lambda image: function(predictor.pixels(image)[None]))
     metrics = {}
     print(f"{len(evaluator.split):,} images of {evaluator.config.split}: the run, the file")

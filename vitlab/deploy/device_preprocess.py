@@ -50,7 +50,6 @@ class DevicePreprocess:
     """`(images, rows, columns) -> batch`, what `Preprocess` and `Split` do on the host.
 
     Attributes:
-        scale, shift: of the last op.
         channels: of the images that come in.
         size: (height, width) that the images must have, or None: any.
 
@@ -60,12 +59,11 @@ class DevicePreprocess:
         size: (height, width) of what the model sees, where no op of the string says so.
 
     Raises:
-        InputError: an op is random, or the string gives images of no certain size.
+        InputError: an op that it cannot do; or, when it is called, images of no certain size.
     """
 
     def __init__(self, preprocess: Preprocess, channels: int, size: tuple[int, int]):
         self._ops = [op for op in preprocess.ops[:-1] if op.name not in _NOTHING]
-        self._seen = size
         for op in self._ops:
             if op.name not in (*_COLOURS, *_MOVES):
                 raise InputError(

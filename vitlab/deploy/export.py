@@ -9,7 +9,8 @@ For phones the resizing is left out (`deploy.tflite_file`); queries' segments ar
 import dataclasses
 import importlib.util
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
 import jax
@@ -143,13 +144,15 @@ def export(model: Model, path: str, to: Format, dtype: Dtype, size: tuple[int, i
         from vitlab.deploy import tflite_file
 
         predictor = Predictor(dataclasses.replace(model, image_size=model.image_size or size))
-        about = tflite_file.write(predictor, path)
+        with _conversion("LiteRT's converter"):
+            about = tflite_file.write(predictor, path)
         return Exported(tflite_file.read(path, predictor), {"format": to, **about})
     whole = WholeModel(model, size)
     if to == "onnx":
         from vitlab.deploy import onnx_file
 
-        onnx_file.write(whole, path, json.dumps(model.about()))
+        with _conversion("jax2onnx"):
+            onnx_file.write(whole, path, json.dumps(model.about()))
         run = onnx_file.read(path)
     else:
         _write_stablehlo(whole, path)
@@ -172,6 +175,21 @@ def check_arguments(to: str, dtype: str) -> None:
                 f"--format {to} needs the {to} extra ({package} is not there): "
                 f"pip install 'vitlab[{to}]'"
             )
+
+
+@contextmanager
+def _conversion(by: str) -> Iterator[None]:
+    """Turns whatever a converter raises, where it does not know an operation, into one line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{by} cannot write this model ({type(error).__name__}: {reason}); --format stablehlo "
+            "can hold any"
+        ) from error
 
 
 def _write_stablehlo(whole: WholeModel, path: str) -> None:

@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vitlab.errors import InputError
-
 if TYPE_CHECKING:
     from vitlab.deploy.export import WholeModel
 
@@ -27,9 +25,6 @@ def write(whole: "WholeModel", path: str, about: str) -> None:
         whole: the function.
         path: of the file.
         about: json, put into the file's metadata as `vitlab`.
-
-    Raises:
-        InputError: jax2onnx cannot write it.
     """
     import jax
     import jax2onnx
@@ -50,21 +45,14 @@ def write(whole: "WholeModel", path: str, about: str) -> None:
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of its own use of float64
-        try:
-            made = jax2onnx.to_onnx(
-                function,
-                shapes,
-                model_name="vitlab",
-                opset=_OPSET,
-                input_names=["levels", "rows", "columns"],
-                output_names=names,
-            )
-        except Exception as error:  # Of any kind, where it does not know an operation.
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(
-                f"jax2onnx cannot write this model ({type(error).__name__}: {reason}); --format "
-                "stablehlo can hold any"
-            ) from error
+        made = jax2onnx.to_onnx(
+            function,
+            shapes,
+            model_name="vitlab",
+            opset=_OPSET,
+            input_names=["levels", "rows", "columns"],
+            output_names=names,
+        )
     _cast_kernels(onnx, made.graph)
     model = onnx.compose.merge_models(
         _input(onnx, (h, w, channels), made.ir_version),

@@ -13,7 +13,6 @@ import numpy as np
 from jax import Array
 
 from vitlab.deploy.predictor import Predictor
-from vitlab.errors import InputError
 
 _SIGNATURE = "serving_default"
 
@@ -62,9 +61,6 @@ class SeenModel:
 def write(predictor: Predictor, path: str) -> dict[str, dict[str, str]]:
     """Writes a model as TFLite, and gives the names, types and shapes of its `inputs` and
     `outputs`.
-
-    Raises:
-        InputError: the converter cannot write it.
     """
     from litert_converter import converter_api_ext as converter
     from litert_converter.mlir import ir, passmanager
@@ -76,21 +72,12 @@ def write(predictor: Predictor, path: str) -> dict[str, dict[str, str]]:
     context = ir.Context()
     converter.prepare_mlir_context(context)
     with context, ir.Location.unknown():
-        try:
-            module = ir.Module.parse(text)
-            converter.set_signature(
-                module.operation, _SIGNATURE, list(seen.inputs), sorted(outputs)
-            )
-            converter.run_convert_to_tfl_passes(
-                module, passmanager.PassManager(), converter.ConvertToTFLConfig()
-            )
-            converter.export_flatbuffer_to_file(module.operation, path)
-        except Exception as error:  # Of any kind, where it does not know an operation.
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(
-                f"LiteRT's converter cannot write this model ({type(error).__name__}: {reason}); "
-                "--format stablehlo can hold any"
-            ) from error
+        module = ir.Module.parse(text)
+        converter.set_signature(module.operation, _SIGNATURE, list(seen.inputs), sorted(outputs))
+        converter.run_convert_to_tfl_passes(
+            module, passmanager.PassManager(), converter.ConvertToTFLConfig()
+        )
+        converter.export_flatbuffer_to_file(module.operation, path)
     spelt = {"inputs": seen.inputs, "outputs": outputs}
     return {
         kind: {
