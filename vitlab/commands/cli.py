@@ -18,7 +18,7 @@ VERBS = {
     "evaluate": "measure a run on a whole split, and write a report to read",
     "predict": "what a run says of any images, in a file and in pictures",
     "inspect": "pictures of what a backbone sees: attention, features, neighbours",
-    "export": "a run as one file for others: ONNX, StableHLO, safetensors",
+    "export": "a run as one file: ONNX, StableHLO, TFLite, safetensors",
     "convert": "published weights into another library's format, or a look at them",
     "completion": "let the shell complete all of this: bash, zsh, fish",
 }
