@@ -9,7 +9,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 FLOORS = (
     ("errors",),
-    ("distributed",),
+    ("distributed", "huge_pages"),
     ("ops", "config", "checkpoints"),
     ("models", "data", "evaluation"),
     ("weights",),

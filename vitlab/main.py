@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vitlab import config as config_lib
+from vitlab import huge_pages
 from vitlab.errors import InputError
 from vitlab.training.exit_codes import exit_code, failed, helped
 
@@ -63,6 +64,8 @@ class Command:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line, trains, and turns errors into one line and an exit code."""
+    if argv is None:
+        huge_pages.use()
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
         command = parse(argv)

@@ -12,6 +12,8 @@ import numpy as np
 from jax import Array
 
 from vitlab.errors import InputError
+from vitlab.models.transformer import Dense, LayerNorm
+from vitlab.ops.activations import gelu
 from vitlab.ops.dropout import drop_path
 from vitlab.ops.keys import row_keys
 
@@ -46,10 +48,10 @@ class Block(nn.Module):
             dtype=self.dtype,
             name="dwconv",
         )(x)
-        y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(y)
-        y = nn.Dense(4 * width, kernel_init=kernel_init, dtype=self.dtype, name="fc1")(y)
-        y = nn.gelu(y, approximate=False)
-        y = nn.Dense(width, kernel_init=kernel_init, dtype=self.dtype, name="fc2")(y)
+        y = LayerNorm(1e-6, dtype=self.dtype, name="norm")(y)
+        y = Dense(4 * width, kernel_init=kernel_init, dtype=self.dtype, name="fc1")(y)
+        y = gelu(y)
+        y = Dense(width, kernel_init=kernel_init, dtype=self.dtype, name="fc2")(y)
         scale = self.param(
             "layer_scale", nn.initializers.constant(self.layer_scale), (width,), jnp.float32
         )
@@ -73,7 +75,7 @@ class Stage(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         if self.downsample:
-            x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="downsample_norm")(x)
+            x = LayerNorm(1e-6, dtype=self.dtype, name="downsample_norm")(x)
             x = patches(self.width, 2, self.dtype, "downsample_conv")(x)
         for i, rate in enumerate(self.drop_path):
             block = Block(rate, self.layer_scale, self.axis_name, self.dtype, name=f"block_{i}")
@@ -158,7 +160,7 @@ class ConvNeXt(nn.Module):
         out = {}
 
         x = patches(widths[0], self.patch_size, self.dtype, "stem_conv")(images)
-        x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="stem_norm")(x)
+        x = LayerNorm(1e-6, dtype=self.dtype, name="stem_norm")(x)
         out["stem"] = x
 
         for i, (depth, width) in enumerate(zip(depths, widths, strict=True), 1):
@@ -168,7 +170,7 @@ class ConvNeXt(nn.Module):
             out[f"stage_{i}"] = x
 
         x = jnp.mean(x, axis=(1, 2))
-        x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
+        x = LayerNorm(1e-6, dtype=self.dtype, name="norm")(x)
         out["pre_logits"] = x
         if self.num_classes is not None:
             x = nn.Dense(

@@ -17,7 +17,7 @@ from einops import rearrange
 from jax import Array
 
 from vitlab.errors import InputError
-from vitlab.models.transformer import XAVIER_QKV, Attention, Dense, Mlp
+from vitlab.models.transformer import XAVIER_QKV, Attention, Dense, LayerNorm, Mlp
 from vitlab.ops.dropout import dropout
 from vitlab.ops.keys import row_keys, split_each
 from vitlab.ops.padding import content_mask
@@ -108,7 +108,7 @@ class DETR(nn.Module):
 
         attend = partial(Attention, self.num_heads, qkv_init=XAVIER_QKV, dtype=dtype)
         mlp = partial(Mlp, self.mlp_dim, "relu", self.dropout, dtype=dtype)
-        norm = partial(nn.LayerNorm, 1e-5, use_fast_variance=False, dtype=dtype)
+        norm = partial(LayerNorm, 1e-5, dtype=dtype)
         layer = partial(Layer, attend, mlp, norm, self.dropout)
         random = train and self.dropout
         keys = row_keys(self.make_rng("dropout"), len(x), self.axis_name) if random else None

@@ -18,8 +18,9 @@ from einops import rearrange
 from jax import Array
 
 from vitlab.errors import InputError
-from vitlab.models.transformer import Dense
+from vitlab.models.transformer import Dense, LayerNorm
 from vitlab.models.vit import ViT
+from vitlab.ops.activations import gelu
 from vitlab.ops.convolution import depthwise, doubled
 from vitlab.ops.keys import row_keys, split_each
 from vitlab.ops.padding import content_mask
@@ -187,11 +188,11 @@ class Predict(nn.Module):
         x = queries
         for i in range(3):
             x = Dense(width, dtype=self.dtype, name=f"mask_{i}")(x)
-            x = nn.gelu(x, approximate=False) if i < 2 else x
-        norm = partial(nn.LayerNorm, 1e-6, use_fast_variance=False, dtype=self.dtype)
+            x = gelu(x) if i < 2 else x
+        norm = partial(LayerNorm, 1e-6, dtype=self.dtype)
         for i in range(enlargements(self.patch_size)):
             patches = Doubling(self.dtype, name=f"up_{i}_enlarge")(patches)
-            patches = nn.gelu(patches, approximate=False)
+            patches = gelu(patches)
             if content is not None:  # zero, as what is beyond the canvas is to the convolution
                 stride = self.patch_size // 2 ** (i + 1)
                 patches = patches * content_mask(content, patches.shape[1:3], stride)[..., None]

@@ -14,7 +14,7 @@ from einops import rearrange
 from jax import Array
 
 from vitlab.errors import InputError
-from vitlab.models.transformer import XAVIER, XAVIER_QKV, Attention, Dense, Encoder, Mlp
+from vitlab.models.transformer import XAVIER, XAVIER_QKV, Attention, Dense, Encoder, LayerNorm, Mlp
 from vitlab.models.vit import ViT
 from vitlab.ops.positions import sincos_2d
 
@@ -101,7 +101,7 @@ class MAE(nn.Module):
         x = x + positions.reshape(1, -1, self.decoder_width).astype(x.dtype)
         x = jnp.concatenate([prefix, x], axis=1)  # the class token's position is zero
 
-        norm = partial(nn.LayerNorm, backbone.norm_eps, use_fast_variance=False, dtype=dtype)
+        norm = partial(LayerNorm, backbone.norm_eps, dtype=dtype)
         attend = partial(Attention, self.decoder_heads, qkv_init=XAVIER_QKV, dtype=dtype)
         mlp = partial(Mlp, 4 * self.decoder_width, dtype=dtype)
         block = partial(backbone.block_class(), attend, mlp, norm)

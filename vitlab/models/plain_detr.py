@@ -30,7 +30,7 @@ from jax import Array
 from vitlab.errors import InputError
 from vitlab.models.detr import Boxes, BoxHead, check_sizes, feature_map
 from vitlab.models.set_loss import Targets
-from vitlab.models.transformer import XAVIER, Attention, Block, Dense, Encoder, Mlp
+from vitlab.models.transformer import XAVIER, Attention, Block, Dense, Encoder, LayerNorm, Mlp
 from vitlab.ops.boxes import to_centres, to_corners
 from vitlab.ops.dropout import dropout
 from vitlab.ops.keys import row_keys, split_each
@@ -123,7 +123,7 @@ class PlainDETR(nn.Module):
           of the copies f32[batch, layers, copies, 2 targets, ...], the second half too noisy.
         """
         dtype = self.dtype
-        norm = partial(nn.LayerNorm, 1e-6, use_fast_variance=False, dtype=dtype)
+        norm = partial(LayerNorm, 1e-6, dtype=dtype)
         attend = partial(Attention, self.num_heads, dtype=dtype)
         mlp = partial(Mlp, self.mlp_dim, dropout=self.dropout, dtype=dtype)
         heads = partial(Heads, self.num_classes, self.width, self.class_bias)

@@ -16,7 +16,7 @@ from jax import Array
 
 from vitlab.errors import InputError
 from vitlab.models.detr import feature_map
-from vitlab.models.transformer import Attention, Block, Dense, Encoder, Mlp
+from vitlab.models.transformer import Attention, Block, Dense, Encoder, LayerNorm, Mlp
 from vitlab.ops.keys import row_keys
 from vitlab.ops.windows import pad_to_multiple, sliding_window
 
@@ -94,7 +94,7 @@ class Segmenter(nn.Module):
         heads = self.num_heads or max(1, width // 64)
         if width % heads:
             raise InputError(f"Segmenter width {width} is no multiple of its {heads} num_heads")
-        norm = partial(nn.LayerNorm, 1e-5, use_fast_variance=False)
+        norm = partial(LayerNorm, 1e-5)
         attend = partial(Attention, heads, dtype=self.dtype)
         mlp = partial(Mlp, self.mlp_dim or 4 * width, dropout=self.dropout, dtype=self.dtype)
         make_norm = partial(norm, dtype=self.dtype)

@@ -1,4 +1,4 @@
-"""The layers that transformers of this library are made of: attention, MLP, block, stack of blocks.
+"""The layers that transformers of this library are made of: norm, attention, MLP, block, stack.
 
 "Attention Is All You Need" (1706.03762) in the pre-norm form of the Vision Transformer
 (2010.11929), with what the field has added since. `models/vit.py` and the decoder of
@@ -14,9 +14,11 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from vitlab.ops.activations import gelu
 from vitlab.ops.attention import attention, attention_weights
 from vitlab.ops.dropout import drop_path, dropout
 from vitlab.ops.keys import split_each
+from vitlab.ops.normalization import layer_norm
 from vitlab.ops.positions import apply_rope
 
 XAVIER = nn.initializers.xavier_uniform()
@@ -34,6 +36,20 @@ class Dense(nn.Dense):
     def __call__(self, x: jax.Array) -> jax.Array:
         """x: f[..., width] -> f[..., features]."""
         return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], self.features)
+
+
+class LayerNorm(nn.Module):
+    """`nn.LayerNorm` of the last axis, with the same parameters: see `ops.normalization`."""
+
+    epsilon: float = 1e-6
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x: f[..., width] -> f[..., width] of `dtype`."""
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+        return layer_norm(x, scale, bias, self.epsilon).astype(self.dtype)
 
 
 class Attention(nn.Module):
@@ -88,7 +104,7 @@ class Mlp(nn.Module):
         elif self.kind == "relu":
             y = nn.relu(y)
         else:
-            y = nn.gelu(y, approximate=self.kind == "gelu_tanh")
+            y = gelu(y) if self.kind == "gelu" else nn.gelu(y)
         y = dropout(y, self.dropout, keys)
         return dense(x.shape[-1], name="fc2")(y)
 

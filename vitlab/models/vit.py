@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from vitlab.errors import InputError
-from vitlab.models.transformer import XAVIER, XAVIER_QKV, Attention, Block, Encoder, Mlp
+from vitlab.models.transformer import XAVIER, XAVIER_QKV, Attention, Block, Encoder, LayerNorm, Mlp
 from vitlab.ops.dropout import dropout
 from vitlab.ops.keys import row_keys
 from vitlab.ops.padding import content_mask
@@ -177,7 +177,7 @@ class ViT(nn.Module):
         width, mae, dtype = self.width, self.weight_init == "mae", self.dtype
         patch, normal = (self.patch_size, self.patch_size), nn.initializers.normal
         # The variance in two passes: the difference of one pass cancels where the mean is large.
-        norm = partial(nn.LayerNorm, self.norm_eps, use_fast_variance=False, dtype=dtype)
+        norm = partial(LayerNorm, self.norm_eps, dtype=dtype)
         init = XAVIER_PATCH if mae else nn.initializers.lecun_normal()
         conv = partial(nn.Conv, padding="VALID", kernel_init=init, dtype=dtype)
         if self.stem == "conv":

@@ -36,12 +36,15 @@ def attention(
     if value.dtype == jnp.bfloat16:
         return jax.nn.dot_product_attention(query, key, value, bias, mask)
 
-    # Heads first, so that both products are plain batched matrix products: on a CPU in float32
-    # (16 images of 197 tokens, 6 heads of 64) 0.6 of jax.nn.dot_product_attention's time forward
-    # and 0.8 with the gradient.
+    # Heads first, so that both products are plain batched matrix products, and divided by the sum
+    # last, where there are head_dim and not keys values for each query.
     wide = jnp.promote_types(value.dtype, jnp.float32)  # float16 is of exported models alone
-    weights = _softmax(query.astype(wide), key.astype(wide), mask, bias).astype(value.dtype)
-    return (weights @ value.transpose(0, 2, 1, 3)).transpose(0, 2, 1, 3)
+    logits = _logits(query.astype(wide), key.astype(wide), mask, bias)
+    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
+    value = value.transpose(0, 2, 1, 3)
+    mixed = jnp.matmul(weights.astype(value.dtype), value, preferred_element_type=wide)
+    mixed = mixed / weights.sum(axis=-1, keepdims=True)
+    return mixed.astype(value.dtype).transpose(0, 2, 1, 3)
 
 
 def attention_weights(
@@ -59,17 +62,17 @@ def attention_weights(
         InputError: see `attention`.
     """
     query, key = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in (query, key))
-    return _softmax(query, key, _of_all_axes(mask), bias)
+    return jax.nn.softmax(_logits(query, key, _of_all_axes(mask), bias), axis=-1)
 
 
-def _softmax(query, key, mask, bias):
+def _logits(query, key, mask, bias):
     query, key = (x.transpose(0, 2, 1, 3) for x in (query, key))
     logits = (query * query.shape[-1] ** -0.5) @ key.transpose(0, 1, 3, 2)
     if bias is not None:
         logits = logits + bias
     if mask is not None:
         logits = jnp.where(mask, logits, 0.7 * jnp.finfo(jnp.float32).min)
-    return jax.nn.softmax(logits, axis=-1)
+    return logits
 
 
 def _of_all_axes(mask):
