@@ -9,7 +9,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 FLOORS = (
     ("errors",),
-    ("distributed", "huge_pages"),
+    ("compilation_cache", "distributed", "huge_pages"),
     ("ops", "config", "checkpoints"),
     ("models", "data", "evaluation"),
     ("weights",),

@@ -8,8 +8,8 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
+from vitlab import compilation_cache, huge_pages
 from vitlab import config as config_lib
-from vitlab import huge_pages
 from vitlab.errors import InputError
 from vitlab.training.exit_codes import exit_code, failed, helped
 
@@ -66,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line, trains, and turns errors into one line and an exit code."""
     if argv is None:
         huge_pages.use()
+        compilation_cache.use()
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
         command = parse(argv)

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 import vitlab
-from vitlab import huge_pages
+from vitlab import compilation_cache, huge_pages
 from vitlab.commands.arguments import parse
 from vitlab.commands.help import help_text
 from vitlab.commands.terminal import output
@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb, and turns errors into one line and an exit code."""
     if argv is None:
         huge_pages.use()
+        compilation_cache.use()
     argv = sys.argv[1:] if argv is None else list(argv)
     return exit_code(lambda: _run(argv))
 

@@ -9,7 +9,6 @@ largest softmax probability. Sums run in float64.
 from typing import NamedTuple
 
 import numpy as np
-from sklearn import metrics
 
 from vitlab.errors import InputError
 
@@ -89,6 +88,8 @@ def confusion_matrix(label: np.ndarray, predicted: np.ndarray, num_classes: int)
     """
     label, predicted = np.asarray(label), np.asarray(predicted)
     _check_classes(label, predicted, num_classes)
+    from sklearn import metrics  # which takes a second, so only now
+
     return metrics.confusion_matrix(label, predicted, labels=np.arange(num_classes))
 
 

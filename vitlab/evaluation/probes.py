@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
-from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
 from vitlab.errors import InputError
@@ -185,6 +184,8 @@ def logistic_probe(
     def fit_predict(train, labels, evaluation, values):
         if (labels == labels[0]).all():  # scikit-learn refuses a single class
             return np.full((len(values), len(evaluation)), labels[0])
+        from sklearn.linear_model import LogisticRegression  # which takes a second, so only now
+
         model = LogisticRegression(max_iter=max_iter, warm_start=True)
         # Products with few classes are thin, and OpenBLAS multiplies those faster on one thread:
         # for 10 classes twice as fast as on 2 idle cores, far more where the cores are shared.
