@@ -1,5 +1,6 @@
 """From a config to what a run needs: data, task, evaluators, optimizer, compiled step."""
 
+import functools
 import json
 import pathlib
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from vitlab.data.sources import open_source
 from vitlab.errors import InputError
 from vitlab.ops import keys
 from vitlab.tasks.task import task_class
-from vitlab.training import parallelism
+from vitlab.training import flops, parallelism, profiling
 from vitlab.training.evaluator import make_evaluator
 from vitlab.training.experiment import NOT_IN_HASH, Experiment
 from vitlab.training.layout import lay_out, lay_out_like
@@ -40,6 +41,7 @@ class Setup:
         mesh, source, preprocess, task, evaluators, schedule: what they are called.
         classes: names of what the task tells apart in the source.
         total: optimizer steps of the whole training.
+        profiled: the steps to trace, see `vitlab.training.profiling`.
         target: the `TrainState` as `jax.ShapeDtypeStruct`s with shardings.
 
     Raises:
@@ -80,6 +82,7 @@ class Setup:
             for name, section in exp.evaluators.items()
         ]
         self.total = self.steps(exp.total)
+        self.profiled = profiling.window(exp.profile, self.total)
         self.schedule = make_schedule(
             exp.schedule, exp.optimizer.lr, self.total, exp.batch_size, len(self.source)
         )
@@ -121,29 +124,21 @@ class Setup:
         """A duration in optimizer steps of this run."""
         return duration.steps(self.experiment.batch_size, len(self.source))
 
-    def compile_step(self) -> jax.stages.Compiled:
-        """The compiled `(state, batch) -> state`."""
-        return parallelism.compile_step(
-            self._step,
-            self.mesh,
-            self.experiment.parallelism.mode,
-            self.target,
-            self._batch(),
-            self._options,
+    @functools.cached_property
+    def traced_step(self) -> jax.stages.Traced:
+        """The `(state, batch) -> state` before it is compiled."""
+        exp = self.experiment
+        return parallelism.trace_step(
+            self._step, self.mesh, exp.parallelism.mode, self.target, self.batch
         )
 
-    def flops(self, compiled: jax.stages.Compiled) -> float:
-        """FLOPs of a compiled step on one device, or 0 where XLA's count is not the model's.
+    def compile_step(self) -> jax.stages.Compiled:
+        """The compiled `(state, batch) -> state`."""
+        return self.traced_step.lower().compile(self._options)
 
-        It counts a loop's body once (accumulation, scan), and what the backward pass computes
-        again.
-        """
-        model = self.resolved["model"]
-        parts = (model, model.get("backbone", {}))
-        loops = self.experiment.accumulate > 1 or any(part.get("scan") for part in parts)
-        if loops or any(part.get("remat", "none") != "none" for part in parts):
-            return 0.0
-        return float((compiled.cost_analysis() or {}).get("flops", 0.0))
+    def step_flops(self) -> float:
+        """FLOPs of a step on one device, by `vitlab.training.flops.count`."""
+        return flops.count(self.traced_step.jaxpr) / self.mesh.size
 
     def fresh_state(self, log: Callable[[str], None]) -> TrainState:
         """The state at step 0: initialised, or taken from `config.init_from`."""
@@ -212,7 +207,7 @@ class Setup:
 
         # As on one device of several, so that the step finds the axis that it may name.
         totals = jax.vmap(totals, in_axes=(None, 0), axis_name=parallelism.PMAP_AXIS)
-        rows = {k: jax.ShapeDtypeStruct((1, *v.shape), v.dtype) for k, v in self._batch().items()}
+        rows = {k: jax.ShapeDtypeStruct((1, *v.shape), v.dtype) for k, v in self.batch.items()}
         shapes = jax.eval_shape(totals, shape, rows)
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), shapes)
 
@@ -232,7 +227,9 @@ class Setup:
             nonfinite_step=jnp.full((), -1, jnp.int32),
         )
 
-    def _batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+    @property
+    def batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """What a step takes of the data, with shardings."""
         rows, split = self.experiment.batch_size, parallelism.split_by_example(self.mesh)
         return {
             k: jax.ShapeDtypeStruct((rows, *v.shape[1:]), v.dtype, sharding=split)
