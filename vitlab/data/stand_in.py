@@ -72,7 +72,7 @@ class StandIn:
 
 
 def _jpeg(seed: int) -> bytes:
-    """About 40 kB: as smooth as a photograph, since noise of single pixels takes long to decode."""
+    """About 90 kB: as smooth as a photograph, since noise of single pixels takes long to decode."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (HEIGHT // 8, WIDTH // 8, 3), np.uint8)
     picture = Image.fromarray(coarse).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)

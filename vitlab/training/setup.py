@@ -14,7 +14,7 @@ from vitlab import checkpoints, distributed
 from vitlab import config as config_lib
 from vitlab.data.pipeline import first_example
 from vitlab.data.preprocess import Preprocess
-from vitlab.data.sources import open_source
+from vitlab.data.sources import Source, open_source
 from vitlab.errors import InputError
 from vitlab.ops import keys
 from vitlab.tasks.task import task_class
@@ -35,10 +35,17 @@ DETERMINISTIC = {"xla_gpu_deterministic_ops": True}
 class Setup:
     """Everything that a config determines. Building it checks it, and reads one example a split.
 
+    Args:
+        config: nested plain dicts, see `vitlab.config.load`.
+        source: of the training data, in the place of the config's.
+
     Attributes:
         experiment: the typed config; `resolved` is the same as nested dicts with every default.
         hash: names the config, see `NOT_IN_HASH`.
         mesh, source, preprocess, task, evaluators, schedule: what they are called.
+        options: of XLA's compiler.
+        example: a batch of the first training example that can be read.
+        normalize: the last op of the preprocessing, see `vitlab.training.step.normalizer`.
         classes: names of what the task tells apart in the source.
         total: optimizer steps of the whole training.
         profiled: the steps to trace, see `vitlab.training.profiling`.
@@ -48,9 +55,9 @@ class Setup:
         InputError: anything in the config is wrong, or does not fit the data.
     """
 
-    def __init__(self, config: dict[str, Any]):
+    def __init__(self, config: dict[str, Any], source: Source | None = None):
         exp = self.experiment = Experiment.from_config(config)
-        self._options = DETERMINISTIC if exp.deterministic else {}
+        self.options = DETERMINISTIC if exp.deterministic else {}
         self._axis_name = parallelism.PMAP_AXIS if exp.parallelism.mode == "pmap" else None
         self.mesh = parallelism.make_mesh(exp.parallelism, exp.batch_size)
         parts = exp.accumulate * parallelism.batch_shards(self.mesh)
@@ -59,7 +66,7 @@ class Setup:
                 f"config.batch_size is {exp.batch_size}: accumulate {exp.accumulate} on "
                 f"{parallelism.batch_shards(self.mesh)} devices cuts it into {parts} equal parts"
             )
-        self.source = open_source(exp.data.source, exp.data.split)
+        self.source = source or open_source(exp.data.source, exp.data.split)
         self.preprocess = Preprocess.parse(exp.data.preprocess)
         task = task_class(exp.task)
         self.classes = classes = tuple(getattr(self.source, task.names, ()))
@@ -77,7 +84,7 @@ class Setup:
                 classes,
                 self.task,
                 self.mesh,
-                self._options,
+                self.options,
             )
             for name, section in exp.evaluators.items()
         ]
@@ -86,8 +93,8 @@ class Setup:
         self.schedule = make_schedule(
             exp.schedule, exp.optimizer.lr, self.total, exp.batch_size, len(self.source)
         )
-        self._normalize = normalizer(self.preprocess.scale, self.preprocess.shift)
-        self._example = first_example(self.source, self.preprocess, exp.data.on_error)
+        self.normalize = normalizer(self.preprocess.scale, self.preprocess.shift)
+        self.example = first_example(self.source, self.preprocess, exp.data.on_error)
         params = jax.eval_shape(self._variables)["params"]
         self._optimizer = make_optimizer(
             exp.optimizer, self.schedule, params, self.task.layer_of, self.task.num_layers
@@ -95,7 +102,7 @@ class Setup:
         self._step = make_train_step(
             self.task,
             self._optimizer,
-            self._normalize,
+            self.normalize,
             exp.seed,
             exp.accumulate,
             exp.ema_decay,
@@ -118,7 +125,7 @@ class Setup:
     @property
     def image_size(self) -> tuple[int, int]:
         """Height and width of a training image as the model sees it."""
-        return self._example["image"].shape[1:3]
+        return self.example["image"].shape[1:3]
 
     def steps(self, duration: config_lib.Duration) -> int:
         """A duration in optimizer steps of this run."""
@@ -134,7 +141,7 @@ class Setup:
 
     def compile_step(self) -> jax.stages.Compiled:
         """The compiled `(state, batch) -> state`."""
-        return self.traced_step.lower().compile(self._options)
+        return self.traced_step.lower().compile(self.options)
 
     def step_flops(self) -> float:
         """FLOPs of a step on one device, by `vitlab.training.flops.count`."""
@@ -212,7 +219,7 @@ class Setup:
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), shapes)
 
     def _variables(self) -> dict[str, Any]:
-        images = self._normalize(jnp.zeros_like(self._example["image"]))
+        images = self.normalize(jnp.zeros_like(self.example["image"]))
         return self.task.init(keys.batch_key(self.experiment.seed, "init", 0), images)
 
     def _state(self, variables: dict[str, Any]) -> TrainState:
@@ -233,7 +240,7 @@ class Setup:
         rows, split = self.experiment.batch_size, parallelism.split_by_example(self.mesh)
         return {
             k: jax.ShapeDtypeStruct((rows, *v.shape[1:]), v.dtype, sharding=split)
-            for k, v in self._example.items()
+            for k, v in self.example.items()
         }
 
     def _check_metric_names(self, shape: TrainState) -> None:

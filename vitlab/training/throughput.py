@@ -25,6 +25,30 @@ def peak_flops() -> float:
     return PEAK_FLOPS.get(name, 0.0)
 
 
+def matmul_rate(dtype: str) -> float:
+    """FLOP/s of a large matrix product on one device: what this machine can do, here and now.
+
+    Args:
+        dtype: `float32` or `bfloat16`, of the factors and the product.
+    """
+    # On an accelerator many at once, which take longer than it takes to ask for them.
+    side, times = (2048, 1) if jax.default_backend() == "cpu" else (8192, 20)
+    a, b = jax.random.normal(jax.random.key(0), (2, side, side)).astype(dtype)
+    b = b * side**-0.5
+
+    @jax.jit
+    def products(a, b):
+        return jax.lax.fori_loop(0, times, lambda _, x: x @ b, a)
+
+    def seconds():
+        began = time.perf_counter()
+        products(a, b).block_until_ready()
+        return time.perf_counter() - began
+
+    seconds()
+    return 2 * side**3 * times / min(seconds() for _ in range(5))
+
+
 class Throughput:
     """Measures between two log steps, evaluations and checkpoints left out.
 
