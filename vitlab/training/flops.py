@@ -8,7 +8,7 @@ accumulation, and what the backward pass computes again (remat), which is work b
 import math
 from typing import Any
 
-import jax
+from jax.extend.core import Jaxpr
 from jax.interpreters import partial_eval
 
 # How JAX names what a checkpointed function computes again in the backward pass.
@@ -61,4 +61,4 @@ def _jaxprs(value: Any) -> list[Any]:
     """The programs in a parameter of an equation: one, several (branches), or none."""
     values = value if isinstance(value, tuple | list) else [value]
     found = [getattr(each, "jaxpr", each) for each in values]
-    return [each for each in found if isinstance(each, jax.extend.core.Jaxpr)]
+    return [each for each in found if isinstance(each, Jaxpr)]
