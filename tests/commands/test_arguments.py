@@ -85,8 +85,8 @@ def test_too_many_arguments_are_counted():
 
 def test_overrides_of_a_config_are_kept_in_order():
     verb = Verb("weigh", ("--config FILE",), "Weighs.", (), CONFIG, ("vitlab weigh --config a.py",))
-    words = "--config a.py:big --config.seed=1 --config.model.name vit --config.seed=2".split()
-    found = parse(verb, words).options
+    line = "--config a.py:big --config.seed=1 --config.model.name vit --config.seed=2"
+    found = parse(verb, line.split()).options
     overrides = [("seed", "1"), ("model.name", "vit"), ("seed", "2")]
     assert found == {"config": "a.py:big", "config.KEY": overrides}
     with pytest.raises(InputError, match="argument --confg.seed=1 does not exist"):

