@@ -58,10 +58,13 @@ def test_data_need_not_be_there(capsys):
           "--config.data.preprocess=decode|resize(8)|value_range(-1,1)",
           "--config.evaluators.test.split=none")  # fmt: skip
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith(
+    assert lines[0].startswith("the data are not there, so JPEG files of noise stand in for them: ")
+    assert lines[1].startswith(
         "train of classification: 8 images of 8 x 8 x 3 (a stand-in for folder:/nowhere), float32"
     )
-    assert len(lines) == 7
+    assert len(lines) == 8
+    assert main(["bench", *TINY, "--config.model.num_classes=7"]) == 2  # those of the data are 10
+    assert "config.model.num_classes is 7 but the data have 10 classes" in capsys.readouterr().err
     assert main(["bench", *TINY, "--data", "real", "--config.data.source=folder:/nowhere"]) == 2
     assert "/nowhere" in capsys.readouterr().err
 

@@ -53,7 +53,8 @@ def benchmark(
             from, do not matter and are left out.
         what: `train`, the training step; or `inference`, an evaluator's forward pass.
         data: `synthetic`, one batch of random pixels in the data's shapes, or in those of a
-            `StandIn` where the data are not there; `real`, batches of the data.
+            `StandIn` where the data are not there; `real`, also batches of the data one after
+            another, as a run has them.
         against: a peer to take turns with.
         steps: timed at each measurement.
         pairs: how often both take turns.
@@ -68,7 +69,7 @@ def benchmark(
     """
     if against:
         peers.check_packages(against)
-    setup, source = _prepare(config, data)
+    setup, source = _prepare(config, data, log)
     exp, device = setup.experiment, setup.mesh.devices.flat[0]
     batch = _random_batch(setup)
     spec = peers.specification(against, setup, what, batch) if against else None
@@ -80,7 +81,7 @@ def benchmark(
         "source": source,
         "device": device.device_kind,
         "devices": setup.mesh.size,
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": os.cpu_count(),
         "precision": exp.dtype(),
         "batch_size": rows,
         "image": shape,
@@ -95,8 +96,8 @@ def benchmark(
     found["compile_seconds"] = program.compile_seconds
     log(f"{found['parameters']:,} parameters; compiled in {program.compile_seconds:.1f} s")
     found["step"] = _timed(program, rows, steps, log)
-    found["arithmetic"] = _arithmetic(program, setup, rows, found["step"]["seconds"], log)
     found["memory"] = _memory(program, device, log)
+    found["arithmetic"] = _arithmetic(program, setup, rows, found["step"]["seconds"], log)
     if what == "train":
         rate = found["step"]["images_per_second"]
         found["input"] = _input(setup, program if data == "real" else None, rate, steps, log)
@@ -106,7 +107,7 @@ def benchmark(
     return found
 
 
-def _prepare(config: dict[str, Any], data: Data) -> tuple[Setup, str]:
+def _prepare(config: dict[str, Any], data: Data, log: Log) -> tuple[Setup, str]:
     """The setup without what takes no part in a step, and what its data are in words."""
     checkpoint = {**config.get("checkpoint", {}), "best": ""}
     left_out = {"evaluators": {}, "early_stopping": {}, "init_from": "", "profile": ""}
@@ -115,13 +116,15 @@ def _prepare(config: dict[str, Any], data: Data) -> tuple[Setup, str]:
     name = section.get("source", "")
     if data == "real":
         return Setup(config), name
+    words = f"random pixels as of {name}"
     try:
         source = open_source(name, section.get("split", "train"))
-        return Setup(config, source), f"random pixels as of {name}"
-    except (InputError, OSError):
+    except (InputError, OSError) as error:
         truth, classes = STAND_INS.get(config.get("task", ""), ("label", 0))
-        classes = config.get("model", {}).get("num_classes") or classes
-        return Setup(config, StandIn(truth, classes)), f"a stand-in for {name}"
+        source = StandIn(truth, config.get("model", {}).get("num_classes") or classes)
+        words = f"a stand-in for {name}"
+        log(f"the data are not there, so JPEG files of noise stand in for them: {error}")
+    return Setup(config, source), words
 
 
 def _random_batch(setup: Setup) -> dict[str, np.ndarray]:

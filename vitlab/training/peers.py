@@ -70,6 +70,11 @@ def specification(
     platform = jax.default_backend()
     if platform not in ("cpu", "gpu"):
         raise InputError(f"--against {name}: peers run on a CPU or a GPU, not on a {platform}")
+    if setup.mesh.size > 1:
+        raise InputError(
+            f"--against {name}: a peer runs on one device, not on {setup.mesh.size}; "
+            "--config.parallelism.mesh.data=1 takes one"
+        )
     rows, height, width, channels = batch["image"].shape
     image = (channels, height, width)
     model = setup.task.model
