@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 
 from vitlab.data.pipeline import train_batches
 from vitlab.data.sources import open_source
@@ -208,13 +209,15 @@ def _forward(setup: Setup, batch: dict[str, np.ndarray]) -> _Program:
 
 @contextlib.contextmanager
 def _without_cache() -> Iterator[None]:
-    """So that what is compiled is compiled."""
+    """So that what is compiled is compiled, whatever an earlier run has left on disk."""
     before = jax.config.jax_enable_compilation_cache
     jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # which asks but once whether it is on
     try:
         yield
     finally:
         jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()
 
 
 def _timed(program: _Program, rows: int, steps: int, log: Log) -> dict[str, Any]:
