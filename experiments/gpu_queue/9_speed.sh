@@ -47,7 +47,7 @@ want() {
       --config.evaluators.val.source=digits --config.evaluators.val.split="test[:8]" \
       --config.evaluators.minival.source=digits --config.evaluators.minival.split="test[:8]" \
       ${EXTRA:-} > "$out/profile.txt" 2>&1 || failed=1
-    tail -n 4 "$out/profile.txt"
+    grep "^profile of\|images/s" "$out/profile.txt"
     rm -rf "$out/vit_b/checkpoints"
   fi
   want vit_l_inference && bench vit_l_inference $vit --config.model.variant="${LARGE:-L/16}" \
