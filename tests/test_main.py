@@ -117,9 +117,10 @@ def test_resuming_on_the_spot_gives_the_same_bits(unbroken, tmp_path):
         if int(directory.name) > 4:
             shutil.rmtree(directory)
     (workdir / "result.json").unlink()
-    assert main(arguments(workdir)) == 0
+    assert main(arguments(workdir, profile="5:7")) == 0  # which changes nothing
     assert result(workdir)["fingerprint"] == result(unbroken)["fingerprint"]
     assert records(workdir) == records(unbroken)
+    assert list((workdir / "profile").rglob("perfetto_trace.json.gz"))
 
 
 KILLED = """
@@ -403,6 +404,7 @@ def test_bad_input_is_one_line_and_exit_2(tmp_path, capsys):
         "evaluators.test.preprocess=decode|resize(9)|value_range(-1,1)": "9",
         "data.preprocess=decode|onehot(10)|value_range(-1,1)": "leave onehot out",
         "early_stopping.patience_steps=3": "patience does nothing without a metric",
+        "profile=5:9": "config.profile is '5:9' but the run has 8 steps",
         "optimizer.layer_decay=2": "layer_decay is 2",
     }
     for override, message in cases.items():

@@ -56,7 +56,7 @@ def test_every_block_is_of_a_kind_that_is_tested():
 
 def test_flags_are_legal_overrides():
     lines = "".join(blocks("flags")).splitlines()
-    assert len(lines) == 4
+    assert len(lines) == 5
     for line in lines:
         command = parse(["--config", "configs/quickstart.py", *line.split()])
         Experiment.from_config(load(str(ROOT / command.spec), command.overrides))

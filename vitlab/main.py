@@ -10,6 +10,7 @@ from typing import Any
 
 from vitlab import compilation_cache, huge_pages
 from vitlab import config as config_lib
+from vitlab.commands.arguments import overridden
 from vitlab.errors import InputError
 from vitlab.training.exit_codes import exit_code, failed, helped
 
@@ -117,7 +118,8 @@ def parse(argv: Sequence[str]) -> Command:
         if argument in ("-h", "--help"):
             return Command()
         name, equals, value = argument.partition("=")
-        if name != "--config" and name not in names and not name.startswith("--config."):
+        key = overridden(name)
+        if name != "--config" and name not in names and not key:
             legal = ["--config", "--help", *names]
             raise InputError(
                 f"argument {argument!r} does not exist{config_lib.nearest(name, legal)}"
@@ -144,7 +146,7 @@ def parse(argv: Sequence[str]) -> Command:
                 )
             setattr(command, names[name], int(value))
         else:
-            command.overrides.append((name.removeprefix("--config."), value))
+            command.overrides.append((key, value))
     if command.spec is None and argv:
         raise InputError("--config is missing, such as --config configs/quickstart.py")
     return command

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vitlab.commands.arguments import Argument, Option, Verb, parse
+from vitlab.commands.arguments import CONFIG, Argument, Option, Verb, parse
 from vitlab.errors import InputError
 
 VERB = Verb(
@@ -81,3 +81,13 @@ def test_too_many_arguments_are_counted():
     single = Verb("eat", ("CAKE",), "Eats.", (Argument("CAKE", "which"),), (), one.examples)
     with pytest.raises(InputError, match="'b' is one argument too many: vitlab eat takes CAKE, su"):
         parse(single, ["a", "b"])
+
+
+def test_overrides_of_a_config_are_kept_in_order():
+    verb = Verb("weigh", ("--config FILE",), "Weighs.", (), CONFIG, ("vitlab weigh --config a.py",))
+    line = "--config a.py:big --config.seed=1 --config.model.name vit --config.seed=2"
+    found = parse(verb, line.split()).options
+    overrides = [("seed", "1"), ("model.name", "vit"), ("seed", "2")]
+    assert found == {"config": "a.py:big", "config.KEY": overrides}
+    with pytest.raises(InputError, match="argument --confg.seed=1 does not exist"):
+        parse(verb, ["--config", "a.py", "--confg.seed=1"])

@@ -38,7 +38,8 @@ def test_the_help_of_each_verb_has_the_same_shape(verb, capsys):
     assert len(lines) <= 40
     assert max(map(len, lines)) <= 100
     headings = re.findall(r"(?m)^([a-z][a-z ]*):", text)
-    assert headings == ["usage", "arguments", "options", "examples", "writes", "exit codes"]
+    arguments = ["arguments"] if MODULES[verb].VERB.arguments else []
+    assert headings == ["usage", *arguments, "options", "examples", "writes", "exit codes"]
     for option in (*options(verb), *(each.name for each in COMMON)):
         assert re.search(rf"(?m)^  --{option} ", text), option
     assert main([verb, "x", "-h"]) == 0
@@ -66,8 +67,10 @@ def test_the_tables_have_what_the_code_has():
     from vitlab.deploy.export import Dtype, Format
     from vitlab.deploy.predictor import Augmentation
     from vitlab.tasks.predictions import LEAST_SCORE
+    from vitlab.training.benchmark import Data
     from vitlab.training.experiment import Protocol
     from vitlab.training.inspection import KINDS
+    from vitlab.training.peers import Name, What
     from vitlab.weights.saving import WRITTEN
 
     assert tuple(MODULES["evaluate"].VERB.arguments[1].choices) == get_args(Protocol)
@@ -76,6 +79,9 @@ def test_the_tables_have_what_the_code_has():
     assert tuple(options("predict")["tta"].choices) == get_args(Augmentation)
     assert tuple(options("inspect")["what"].choices) == KINDS
     assert set(options("convert")["to"].choices) == set(WRITTEN)
+    assert tuple(options("bench")["against"].choices) == get_args(Name)
+    assert tuple(options("bench")["what"].choices) == get_args(What)
+    assert tuple(options("bench")["data"].choices) == get_args(Data)
     assert options("predict")["min_score"].default == LEAST_SCORE
     assert options("predict")["max_pixels"].default == MAX_PIXELS
 
@@ -89,7 +95,7 @@ def test_the_version(capsys):
     ("line", "said"),
     [
         ("dta", "there is no verb 'dta'; did you mean 'data'?"),
-        ("nothing", "there is no verb 'nothing'; choose from completion, convert, data,"),
+        ("nothing", "there is no verb 'nothing'; choose from bench, completion, convert,"),
         ("train", "to train: python -m vitlab.main --config FILE"),
         ("--json predict", "--json stands where a verb does: vitlab VERB --json"),
         (
@@ -105,6 +111,13 @@ def test_the_version(capsys):
         ("predict run x.jpg --tta flop", "argument --tta is 'flop' but must be flip"),
         ("evaluate run kn", "there is no protocol 'kn'; did you mean 'knn'?"),
         ("completion bsh", "there is no shell 'bsh'; did you mean 'bash'?"),
+        (
+            "bench",
+            "vitlab bench needs --config FILE[:ARG], such as vitlab bench --config configs/q",
+        ),
+        ("bench x --config y", "'x' is one argument too many: vitlab bench takes options alone, s"),
+        ("bench --config y --config.seed", "argument --config.seed needs a value: VALUE, an over"),
+        ("bench --config y --against tim", "but must be timm, torchvision, hf-detr or hf-mae; did"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_2(line, said, capsys):

@@ -68,6 +68,25 @@ COMMON = (
 )
 
 
+# A config as `vitlab.main` takes it too. An override stands for any number of them, and is given as
+# a list of pairs, see `vitlab.config.load`.
+CONFIG = (
+    Option(
+        "config",
+        "FILE[:ARG]",
+        "a config file, with what its get_config(arg) takes",
+        path="file",
+        required=True,
+    ),
+    Option("config.KEY", "VALUE", "an override; may add a key, dots lead into sections"),
+)
+
+
+def overridden(name: str) -> str:
+    """The key of an option that is an override of a config, as `--config.KEY`; empty for others."""
+    return name.removeprefix("--config.") if name.startswith("--config.") else ""
+
+
 @dataclasses.dataclass(frozen=True)
 class Verb:
     """What follows `vitlab`.
@@ -95,8 +114,8 @@ class Verb:
         """The one at a place from 0 on, if there may be any."""
         if place < len(self.arguments):
             return self.arguments[place]
-        last = self.arguments[-1]
-        return last if last.repeated else None
+        last = self.arguments[-1] if self.arguments else None
+        return last if last and last.repeated else None
 
     def options_after(self, first: str) -> tuple[Option, ...]:
         """Those that belong to this first plain argument, and COMMON."""
@@ -135,6 +154,8 @@ def parse(verb: Verb, words: Sequence[str]) -> Given:
             plain.append(word)
             continue
         name, equals, value = word.removeprefix("--").partition("=")
+        key = overridden(f"--{name}")
+        name = "config.KEY" if key else name
         if name not in options or not word.startswith("--"):
             raise InputError(f"argument {word} does not exist{_nearest_option(word, options)}")
         option = options[name]
@@ -145,8 +166,12 @@ def parse(verb: Verb, words: Sequence[str]) -> Given:
             continue
         value = value if equals else next(rest, "")
         if not value or value.startswith("--"):
-            raise InputError(f"argument --{name} needs a value: {_wanted(option)}")
-        given[name] = _checked(option, value)
+            written = word.partition("=")[0]
+            raise InputError(f"argument {written} needs a value: {_wanted(option)}")
+        if key:
+            given.setdefault(name, []).append((key, value))
+        else:
+            given[name] = _checked(option, value)
     _check_plain(verb, plain)
     for option in verb.options:
         if option.of and option.of != plain[0]:
@@ -168,7 +193,7 @@ def _check_plain(verb: Verb, plain: Sequence[str]) -> None:
     for place, word in enumerate(plain):
         argument = verb.argument(place)
         if argument is None:
-            names = " ".join(each.name for each in verb.arguments)
+            names = " ".join(each.name for each in verb.arguments) or "options alone"
             raise InputError(
                 f"{word!r} is one argument too many: vitlab {verb.name} takes {names}, such as "
                 f"{_example(verb, plain[0])}"

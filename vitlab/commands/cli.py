@@ -20,6 +20,7 @@ VERBS = {
     "predict": "what a run says of any images, in a file and in pictures",
     "inspect": "pictures of what a backbone sees: attention, features, neighbours",
     "export": "a run as one file: ONNX, StableHLO, TFLite, safetensors",
+    "bench": "how fast a config is here, what limits it, and a peer beside it",
     "convert": "published weights into another library's format, or a look at them",
     "completion": "let the shell complete all of this: bash, zsh, fish",
 }

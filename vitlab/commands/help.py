@@ -13,7 +13,9 @@ def help_text(verb: Verb) -> str:
     """Usage, what the verb does, arguments, options, examples, what is written, exit codes."""
     starts = ["usage: vitlab", *["       vitlab"] * (len(verb.usages) - 1)]
     usages = [f"{s} {verb.name} {u}" for s, u in zip(starts, verb.usages, strict=True)]
-    lines = [*usages, "", *textwrap.wrap(verb.does, _WIDTH), "", "arguments:"]
+    lines = [*usages, "", *textwrap.wrap(verb.does, _WIDTH)]
+    if verb.arguments:
+        lines += ["", "arguments:"]
     for argument in verb.arguments:
         lines += _entry(argument.name, argument)
     lines += ["", "options:"]

@@ -18,6 +18,7 @@ NOT_IN_HASH = (
     "deterministic",
     "logging",
     "checkpoint",
+    "profile",
     "data.workers",
     "model.remat",
     "model.scan",
@@ -204,6 +205,7 @@ class Experiment:
         precision: of computation; `auto` is bfloat16 on accelerators and float32 on CPU.
         deterministic: whether a run on a GPU repeats to the bit, for a price in speed; on a CPU it
             always does.
+        profile: steps to trace, such as 100:110; see `vitlab.training.profiling`.
     """
 
     task: str
@@ -224,6 +226,7 @@ class Experiment:
     init_allow: tuple[str, ...] = ()
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     deterministic: bool = False
+    profile: str = ""
     parallelism: ParallelismConfig = ParallelismConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()

@@ -25,6 +25,7 @@ from vitlab.training.alarms import COLLAPSED
 from vitlab.training.evaluator import Evaluator, FeatureEvaluator
 from vitlab.training.journal import Journal
 from vitlab.training.memory import Best, Memory
+from vitlab.training.profiling import Profile
 from vitlab.training.progress import Progress, clock, metrics_table
 from vitlab.training.setup import Setup
 from vitlab.training.step import TrainState
@@ -118,7 +119,7 @@ class _Run:
         else:
             state = setup.fresh_state(self.log)
         step = int(state.step)
-        self.throughput = Throughput(self.experiment.batch_size, setup.flops(self.step_fn))
+        self.throughput = Throughput(self.experiment.batch_size, setup.step_flops())
         count = sum(x.size for x in jax.tree.leaves(state.params))
         self.log(
             f"{count:,} parameters; ready in {clock(time.monotonic() - began)}; "
@@ -150,6 +151,7 @@ class _Run:
             on_error=exp.data.on_error,
         )
         others_alive = True
+        profile = Profile(setup.profiled, self.workdir / "profile", self.log)
         try:
             self.busy = state.nonfinite_step
             on_device = self._on_device(iter(batches))
@@ -169,6 +171,7 @@ class _Run:
                     state = self.step_fn(state, batch)
                 self.busy = state.nonfinite_step
                 step += 1
+                profile.after(step, self.busy)
                 done = step == setup.total
                 if self.progress:
                     self.progress.advance(step)
@@ -195,6 +198,7 @@ class _Run:
             others_alive = jax.process_count() == 1
             raise
         finally:
+            profile.close()
             batches.close()
             if others_alive:  # a save that waits for a process that is gone would never end
                 self.writer.close()

@@ -145,8 +145,9 @@ def to_host(tree: Any) -> Any:
     return multihost_utils.process_allgather(tree, tiled=True)
 
 
-def compile_step(step: Callable, mesh: Mesh, mode: str, state: Any, batch: Any, options: dict):
-    """Compiles `(state, batch) -> state` for the mesh; the state's memory is used again.
+def trace_step(step: Callable, mesh: Mesh, mode: str, state: Any, batch: Any) -> jax.stages.Traced:
+    """Traces `(state, batch) -> state` for the mesh, to be compiled; the state's memory is used
+    again.
 
     Args:
         step: a pure function; in the mode `pmap` it sees one device's rows, and names the axis
@@ -154,7 +155,6 @@ def compile_step(step: Callable, mesh: Mesh, mode: str, state: Any, batch: Any, 
         mesh: the devices.
         mode: `jit` or `pmap`.
         state, batch: trees of `jax.ShapeDtypeStruct`s with shardings.
-        options: of XLA's compiler.
     """
     if mode == "pmap":
         devices = list(mesh.devices.flat)
@@ -170,4 +170,4 @@ def compile_step(step: Callable, mesh: Mesh, mode: str, state: Any, batch: Any, 
     jitted = jax.jit(step, donate_argnums=0, out_shardings=shardings)
     # For `on_each_device`, which has nothing to do in a `pmap`.
     with contextlib.nullcontext() if mode == "pmap" else jax.set_mesh(mesh):
-        return jitted.lower(state, batch).compile(options)
+        return jitted.trace(state, batch)

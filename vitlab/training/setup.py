@@ -1,5 +1,6 @@
 """From a config to what a run needs: data, task, evaluators, optimizer, compiled step."""
 
+import functools
 import json
 import pathlib
 from collections.abc import Callable
@@ -13,11 +14,11 @@ from vitlab import checkpoints, distributed
 from vitlab import config as config_lib
 from vitlab.data.pipeline import first_example
 from vitlab.data.preprocess import Preprocess
-from vitlab.data.sources import open_source
+from vitlab.data.sources import Source, open_source
 from vitlab.errors import InputError
 from vitlab.ops import keys
 from vitlab.tasks.task import task_class
-from vitlab.training import parallelism
+from vitlab.training import flops, parallelism, profiling
 from vitlab.training.evaluator import make_evaluator
 from vitlab.training.experiment import NOT_IN_HASH, Experiment
 from vitlab.training.layout import lay_out, lay_out_like
@@ -34,21 +35,29 @@ DETERMINISTIC = {"xla_gpu_deterministic_ops": True}
 class Setup:
     """Everything that a config determines. Building it checks it, and reads one example a split.
 
+    Args:
+        config: nested plain dicts, see `vitlab.config.load`.
+        source: of the training data, in the place of the config's.
+
     Attributes:
         experiment: the typed config; `resolved` is the same as nested dicts with every default.
         hash: names the config, see `NOT_IN_HASH`.
         mesh, source, preprocess, task, evaluators, schedule: what they are called.
+        options: of XLA's compiler.
+        example: a batch of the first training example that can be read.
+        normalize: the last op of the preprocessing, see `vitlab.training.step.normalizer`.
         classes: names of what the task tells apart in the source.
         total: optimizer steps of the whole training.
+        profiled: the steps to trace, see `vitlab.training.profiling`.
         target: the `TrainState` as `jax.ShapeDtypeStruct`s with shardings.
 
     Raises:
         InputError: anything in the config is wrong, or does not fit the data.
     """
 
-    def __init__(self, config: dict[str, Any]):
+    def __init__(self, config: dict[str, Any], source: Source | None = None):
         exp = self.experiment = Experiment.from_config(config)
-        self._options = DETERMINISTIC if exp.deterministic else {}
+        self.options = DETERMINISTIC if exp.deterministic else {}
         self._axis_name = parallelism.PMAP_AXIS if exp.parallelism.mode == "pmap" else None
         self.mesh = parallelism.make_mesh(exp.parallelism, exp.batch_size)
         parts = exp.accumulate * parallelism.batch_shards(self.mesh)
@@ -57,7 +66,7 @@ class Setup:
                 f"config.batch_size is {exp.batch_size}: accumulate {exp.accumulate} on "
                 f"{parallelism.batch_shards(self.mesh)} devices cuts it into {parts} equal parts"
             )
-        self.source = open_source(exp.data.source, exp.data.split)
+        self.source = source or open_source(exp.data.source, exp.data.split)
         self.preprocess = Preprocess.parse(exp.data.preprocess)
         task = task_class(exp.task)
         self.classes = classes = tuple(getattr(self.source, task.names, ()))
@@ -75,16 +84,17 @@ class Setup:
                 classes,
                 self.task,
                 self.mesh,
-                self._options,
+                self.options,
             )
             for name, section in exp.evaluators.items()
         ]
         self.total = self.steps(exp.total)
+        self.profiled = profiling.window(exp.profile, self.total)
         self.schedule = make_schedule(
             exp.schedule, exp.optimizer.lr, self.total, exp.batch_size, len(self.source)
         )
-        self._normalize = normalizer(self.preprocess.scale, self.preprocess.shift)
-        self._example = first_example(self.source, self.preprocess, exp.data.on_error)
+        self.normalize = normalizer(self.preprocess.scale, self.preprocess.shift)
+        self.example = first_example(self.source, self.preprocess, exp.data.on_error)
         params = jax.eval_shape(self._variables)["params"]
         self._optimizer = make_optimizer(
             exp.optimizer, self.schedule, params, self.task.layer_of, self.task.num_layers
@@ -92,7 +102,7 @@ class Setup:
         self._step = make_train_step(
             self.task,
             self._optimizer,
-            self._normalize,
+            self.normalize,
             exp.seed,
             exp.accumulate,
             exp.ema_decay,
@@ -115,35 +125,27 @@ class Setup:
     @property
     def image_size(self) -> tuple[int, int]:
         """Height and width of a training image as the model sees it."""
-        return self._example["image"].shape[1:3]
+        return self.example["image"].shape[1:3]
 
     def steps(self, duration: config_lib.Duration) -> int:
         """A duration in optimizer steps of this run."""
         return duration.steps(self.experiment.batch_size, len(self.source))
 
-    def compile_step(self) -> jax.stages.Compiled:
-        """The compiled `(state, batch) -> state`."""
-        return parallelism.compile_step(
-            self._step,
-            self.mesh,
-            self.experiment.parallelism.mode,
-            self.target,
-            self._batch(),
-            self._options,
+    @functools.cached_property
+    def traced_step(self) -> jax.stages.Traced:
+        """The `(state, batch) -> state` before it is compiled."""
+        exp = self.experiment
+        return parallelism.trace_step(
+            self._step, self.mesh, exp.parallelism.mode, self.target, self.batch
         )
 
-    def flops(self, compiled: jax.stages.Compiled) -> float:
-        """FLOPs of a compiled step on one device, or 0 where XLA's count is not the model's.
+    def compile_step(self) -> jax.stages.Compiled:
+        """The compiled `(state, batch) -> state`."""
+        return self.traced_step.lower().compile(self.options)
 
-        It counts a loop's body once (accumulation, scan), and what the backward pass computes
-        again.
-        """
-        model = self.resolved["model"]
-        parts = (model, model.get("backbone", {}))
-        loops = self.experiment.accumulate > 1 or any(part.get("scan") for part in parts)
-        if loops or any(part.get("remat", "none") != "none" for part in parts):
-            return 0.0
-        return float((compiled.cost_analysis() or {}).get("flops", 0.0))
+    def step_flops(self) -> float:
+        """FLOPs of a step on one device, by `vitlab.training.flops.count`."""
+        return flops.count(self.traced_step.jaxpr) / self.mesh.size
 
     def fresh_state(self, log: Callable[[str], None]) -> TrainState:
         """The state at step 0: initialised, or taken from `config.init_from`."""
@@ -212,12 +214,12 @@ class Setup:
 
         # As on one device of several, so that the step finds the axis that it may name.
         totals = jax.vmap(totals, in_axes=(None, 0), axis_name=parallelism.PMAP_AXIS)
-        rows = {k: jax.ShapeDtypeStruct((1, *v.shape), v.dtype) for k, v in self._batch().items()}
+        rows = {k: jax.ShapeDtypeStruct((1, *v.shape), v.dtype) for k, v in self.batch.items()}
         shapes = jax.eval_shape(totals, shape, rows)
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), shapes)
 
     def _variables(self) -> dict[str, Any]:
-        images = self._normalize(jnp.zeros_like(self._example["image"]))
+        images = self.normalize(jnp.zeros_like(self.example["image"]))
         return self.task.init(keys.batch_key(self.experiment.seed, "init", 0), images)
 
     def _state(self, variables: dict[str, Any]) -> TrainState:
@@ -232,11 +234,13 @@ class Setup:
             nonfinite_step=jnp.full((), -1, jnp.int32),
         )
 
-    def _batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+    @property
+    def batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """What a step takes of the data, with shardings."""
         rows, split = self.experiment.batch_size, parallelism.split_by_example(self.mesh)
         return {
             k: jax.ShapeDtypeStruct((rows, *v.shape[1:]), v.dtype, sharding=split)
-            for k, v in self._example.items()
+            for k, v in self.example.items()
         }
 
     def _check_metric_names(self, shape: TrainState) -> None:
