@@ -50,13 +50,18 @@ def resize(
     if method == "nearest":
         return image[_nearest(image.shape[0], height)][:, _nearest(image.shape[1], width)]
     taps = {"bilinear": _bilinear_taps, "bicubic": _bicubic_taps, "area": _area_taps}[method]
-    rows = _weighted_rows(image, taps(image.shape[0], height))
-    # Transposed, so that the second pass adds whole rows as well: twice as fast.
-    columns = np.ascontiguousarray(rows.swapaxes(0, 1))
-    result = _weighted_rows(columns, taps(image.shape[1], width)).swapaxes(0, 1)
+    # Rows first, then columns, each as one flat axis of numbers, so that numpy's loops are long.
+    channels = image.shape[2]
+    rows = _weighted(image.reshape(len(image), -1), taps(image.shape[0], height), axis=0)
+    columns = [
+        ((indices[:, None] * channels + np.arange(channels)).ravel(), weights.repeat(channels))
+        for indices, weights in taps(image.shape[1], width)
+    ]
+    result = _weighted(rows, columns, axis=1)
     if method == "bicubic":
         result = result.clip(0, 255)
-    return (result + np.float32(0.5)).astype(np.uint8)
+    result += np.float32(0.5)
+    return result.astype(np.uint8).reshape(height, width, channels)
 
 
 def resize_small(
@@ -116,9 +121,14 @@ def _nearest(length: int, new_length: int) -> np.ndarray:
 _Taps = list[tuple[np.ndarray, np.ndarray]]
 
 
-def _weighted_rows(image: np.ndarray, taps: _Taps) -> np.ndarray:
-    """Makes f32[new_length, ...] out of the rows of `image`, uint8 or f32[length, ...]."""
-    return sum(image[indices] * weights[:, None, None] for indices, weights in taps)
+def _weighted(image: np.ndarray, taps: _Taps, axis: int) -> np.ndarray:
+    """Makes f32[new_length, columns], or [rows, new_length] along axis 1, of uint8 or f32."""
+    total = None
+    for indices, weights in taps:
+        part = image.take(indices, axis).astype(np.float32, copy=False)
+        part *= weights[:, None] if axis == 0 else weights
+        total = part if total is None else np.add(total, part, out=total)
+    return total
 
 
 def _centres(length: int, new_length: int) -> tuple[np.ndarray, np.ndarray]:
