@@ -243,6 +243,7 @@ def test_a_detector_starts_from_a_mae_and_from_a_classifier(tmp_path, capsys):
          "config.data.preprocess has no pad_boxes"),
         ({"data.preprocess": "decode|inception_crop(32)|pad_boxes(5)|value_range(-1,1)"},
          "preprocess column 8: inception_crop cannot move boxes: beside pad_boxes use flip_lr"),
+        ({"data.presize": 32}, "config.data.presize is for images alone: boxes and masks"),
         ({"model.num_queries": 4}, "5 targets cannot each be matched with one of 4 queries"),
         ({"model.num_queries": 65}, "num_queries is 65 but the feature map has only 64 cells"),
         ({"model.name": "dter"}, "config.model.name: no model 'dter'; did you mean 'detr'"),

@@ -237,6 +237,16 @@ def test_a_run_that_cannot_fit_is_told_what_would(tmp_path, capsys, monkeypatch)
     assert not (workdir / "metrics.jsonl").exists()
 
 
+def test_images_are_stored_smaller_before_the_first_step(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    smaller = {"data__presize": 6}
+    smaller["data__preprocess"] = "decode(channels=1)|resize(8)|value_range(-1,1)"
+    assert main(arguments(tmp_path / "run", **smaller)) == 0
+    out = capsys.readouterr().out
+    stored = out.index(f"presize: storing images of 6 pixels in {tmp_path}/vitlab/presized/6px-")
+    assert stored < out.index("starting at step 0")
+
+
 @pytest.mark.slow
 def test_pmap_trains_evaluates_and_resumes_alike(unbroken, tmp_path):
     workdir = tmp_path / "pmap"
@@ -383,6 +393,7 @@ def test_bad_input_is_one_line_and_exit_2(tmp_path, capsys):
         "data.source=folder:/nowhere": "/nowhere",
         f"data.source=folder:{tmp_path / 'folder'}": "holds no image",
         "data.split=trian": "trian",
+        "data.presize=-1": "presize is -1 but must be 0 or a number of pixels",
         "data.preprocess=decode(channels=1)|resize(9)|value_range(-1,1)": "9",
         "data.preprocess=decode|rezise(8)|value_range(-1,1)": "rezise",
         "parallelism.mesh={'data': 3}": "mesh is data 3 x fsdp 1 x tensor 1, which are 3 devices",

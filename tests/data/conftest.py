@@ -34,6 +34,14 @@ def fashion_mnist() -> Path:
 
 
 @pytest.fixture
+def coco128() -> Path:
+    path = Path(__file__).parents[3] / "shared" / "data" / "coco128"
+    if not path.is_dir():
+        pytest.skip("needs the first images of COCO in ../shared/data/coco128")
+    return path
+
+
+@pytest.fixture
 def write_image():
     """write(path, mode, size) writes an image file, and its folders."""
 

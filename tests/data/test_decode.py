@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitlab.data.decode import decode
+from vitlab.data.decode import Picture, decode
 from vitlab.errors import InputError
 
 
@@ -174,3 +174,93 @@ def test_max_pixels_is_the_most_that_passes():
     assert decode(data, max_pixels=100).shape == (10, 10, 3)
     with pytest.raises(InputError, match="more than max_pixels=99"):
         decode(data, max_pixels=99)
+
+
+PIECES = [(0, 40, 0, 60), (3, 17, 20, 41), (0, 1, 59, 60), (150, 200, 100, 310), (199, 200, 0, 310)]
+
+
+@pytest.fixture(scope="module")
+def scene():
+    """uint8[200, 310, 3], smooth with fine texture, as photographs are."""
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (12, 18, 3), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize((310, 200), Image.Resampling.BICUBIC)).astype(int)
+    return (smooth + rng.integers(-20, 21, smooth.shape)).clip(0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("JPEG", {"subsampling": "4:2:0"}),
+        ("JPEG", {"subsampling": "4:2:2"}),
+        ("JPEG", {"subsampling": "4:4:4", "optimize": True}),
+        ("JPEG", {"restart_marker_rows": 1}),
+        ("JPEG", {"progressive": True}),
+        ("PNG", {}),
+        ("WEBP", {}),
+    ],
+)
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_piece_has_the_pixels_of_the_whole(scene, kind, options, mode):
+    if mode == "CMYK" and kind != "JPEG":
+        return  # They have no such mode.
+    data = encode(Image.fromarray(scene).convert(mode), kind, **options)
+    for channels in (1, 3):
+        whole = decode(data, channels)
+        assert Picture(data, channels).shape == whole.shape
+        np.testing.assert_array_equal(Picture(data, channels), whole)
+        for top, bottom, left, right in PIECES:
+            piece = Picture(data, channels)[top:bottom, left:right]
+            np.testing.assert_array_equal(piece, whole[top:bottom, left:right])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_piece_is_of_the_upright_image(scene, orientation):
+    exif = Image.Exif()
+    exif[274] = orientation
+    data = encode(Image.fromarray(scene), "JPEG", exif=exif)
+    whole = decode(data)
+    assert Picture(data).shape == whole.shape
+    for piece in (np.s_[3:17, 20:41], np.s_[:, 100:], np.s_[150:, :9]):
+        np.testing.assert_array_equal(Picture(data)[piece], whole[piece])
+
+
+def test_pieces_of_photographs_have_the_pixels_of_the_whole(coco128):
+    rng = np.random.default_rng(0)
+    for path in sorted(coco128.glob("train2017/*.jpg")):
+        data = path.read_bytes()
+        whole = decode(data)
+        (top, bottom), (left, right) = (np.sort(rng.integers(0, n + 1, 2)) for n in whole.shape[:2])
+        piece = np.s_[top : bottom + 1, left : right + 1]
+        np.testing.assert_array_equal(Picture(data)[piece], whole[piece])
+
+
+def test_a_piece_of_a_damaged_file_is_no_other_than_of_the_whole(scene):
+    def outcome(function):
+        try:
+            return function().tobytes()
+        except InputError as error:
+            return str(error)
+
+    data = encode(Image.fromarray(scene), "JPEG")
+    rng = np.random.default_rng(0)
+    for i in range(200):
+        damaged = bytearray(data)
+        damaged[rng.integers(len(data))] = rng.integers(256)
+        damaged = bytes(damaged[: rng.integers(len(data))] if i % 4 == 0 else damaged)
+        size = {"max_pixels": 100_000}
+        whole = outcome(lambda: decode(damaged, **size)[10:50, 20:70])  # noqa: B023
+        assert outcome(lambda: Picture(damaged, **size)[10:50, 20:70]) == whole  # noqa: B023
+
+
+def test_a_shrunken_piece_is_the_least_fraction_that_is_large_enough(scene):
+    large = Image.fromarray(scene).resize((1240, 800), Image.Resampling.BICUBIC)
+    data = encode(large, "JPEG", quality=95)
+    pixels = decode(data).astype(float)
+    for least, factor in (((90, 140), 4), ((101, 10), 2), ((401, 401), 1), ((1, 1), 8)):
+        piece = Picture(data, least=least)[200:600, 8:1208]
+        assert piece.shape == (400 // factor, 1200 // factor, 3)
+        blocks = pixels[200:600, 8:1208].reshape(400 // factor, factor, 1200 // factor, factor, 3)
+        assert np.abs(piece - blocks.mean((1, 3))).mean() < 1.5
+    png = encode(large, "PNG")
+    assert Picture(png, least=(1, 1))[200:600, 8:1208].shape == (400, 1200, 3)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vitlab.data.decode import decode
 from vitlab.data.preprocess import Preprocess
 from vitlab.data.resize import resize_small
 from vitlab.errors import InputError
@@ -210,6 +211,8 @@ SIZE = "a whole number from 1 to 32768 or a tuple of 2 such numbers"
         ("decode|value_range(0,1)|flip_lr", "column 8: value_range must be the last op"),
         ("decode|value_range(0,1)|value_range(0,1)", "column 8: value_range must be the last op"),
         ("flip_lr|decode|value_range(0,1)", "column 9: decode must be the first op"),
+        ("decode(shrink=True)|resize(8)|value_range(0,1)",
+         "column 1: decode: shrink needs inception_crop as the next op"),
         ("decode|value_range(1,-1)", "column 8: value_range: needs low < high, not 1 and -1"),
         ("decode|value_range(0,1e999)", "column 22: value_range: high must be a number, not inf"),
         ("decode|value_range(0)", "column 8: value_range needs high, a number: "
@@ -292,6 +295,31 @@ def test_resize_small_is_that_of_the_image_alone():
         words = ",".join(f'"{a}"' if isinstance(a, str) else str(a) for a in arguments)
         found = run(f"resize_small({words})|value_range(0,1)", image)["image"]
         np.testing.assert_array_equal(found, resize_small(image, *arguments))
+
+
+@pytest.mark.parametrize(
+    "crop",
+    ["central_crop(20)", "whole_patches(8)", "random_crop(20)", 'random_crop(32,4,"reflect")',
+     "inception_crop(16)", 'inception_crop((9,17),sampling="area")'],
+)  # fmt: skip
+def test_a_crop_of_the_encoded_image_is_that_of_the_decoded(crop):
+    data = jpeg(45, 60)
+    text = f"decode|{crop}|flip_lr|value_range(-1,1)"
+    for seed in range(5):
+        at_once = run(text, data, seed)["image"]
+        np.testing.assert_array_equal(at_once, run(text, decode(data), seed)["image"])
+
+
+def test_shrinking_is_asked_for():
+    text = "decode(shrink=True)|inception_crop(16,60)|value_range(-1,1)"
+    assert str(Preprocess.parse(text)) == text
+    smooth = np.linspace(0, 255, 120 * 150 * 3).reshape(120, 150, 3).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(smooth).save(file, "JPEG", quality=95)
+    images = [run(t, file.getvalue())["image"] for t in (text, text.replace("(shrink=True)", ""))]
+    assert images[0].shape == images[1].shape == (16, 16, 3)
+    assert 0 < np.abs(images[0].astype(int) - images[1]).mean() < 4
+    np.testing.assert_array_equal(run(text, smooth)["image"].shape, (16, 16, 3))
 
 
 @pytest.mark.parametrize("ending", ["pad_boxes(2)", "semantic|pad_segments(2)", "semantic"])

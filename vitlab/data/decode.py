@@ -1,5 +1,10 @@
-"""Decoding of image files to uint8 arrays, on the host."""
+"""Decoding of image files to uint8 arrays, on the host: whole, or the piece that is wanted.
 
+A JPEG is one stream of codes from its first row to its last, so a piece costs the rows above and
+beside it, but none below: `Picture` has only those rows decoded.
+"""
+
+import contextlib
 import io
 import math
 import threading
@@ -26,12 +31,22 @@ _UPRIGHT = {
 # Pillow warns from here on, and refuses twice as many.
 MAX_PIXELS = 89_478_485
 _OPENING = threading.Lock()
+_END = b"\xff\xd9"
+# Rows below a piece that its last row is made of: libjpeg interpolates colours, which are stored
+# for every second row.
+_CONTEXT = 2
+# Pixels that are decoded in less time than a second header is read in.
+_FEW = 1 << 14
+# Segments of a JPEG before its frame: Huffman's and quantisation tables, the restart interval.
+# Comments and what applications add are from 0xE0 on.
+_TABLES = (0xC4, 0xDB, 0xDD)
 
 
 def decode(
     image: bytes | np.ndarray,
     channels: Literal[1, 3] = 3,
     max_pixels: Annotated[int, Between(1, 10**10)] = MAX_PIXELS,
+    shrink: bool = False,
 ) -> np.ndarray:
     """Decodes a JPEG, PNG, WebP, BMP or GIF (its first frame) and turns it upright as EXIF says.
 
@@ -44,6 +59,7 @@ def decode(
       channels: 3 for RGB, 1 for grey by the ITU-R 601 luma.
       max_pixels: the most pixels that an image may have, known from its header before it is
         decoded: a small file can unpack to many gigabytes.
+      shrink: for an `inception_crop` that comes next, see `Picture`.
 
     Returns:
       uint8[height, width, channels].
@@ -51,9 +67,111 @@ def decode(
     Raises:
       InputError: the bytes are no image of these formats, or are damaged, or it is too large.
     """
+    del shrink  # Only who cuts out a piece knows by how much.
     if isinstance(image, np.ndarray):
         return image
-    return pixels_of(_loaded(bytes(image), _FORMATS, max_pixels), channels)
+    return Picture(bytes(image), channels, max_pixels).decoded()
+
+
+class Picture:
+    """An encoded image of which only the header has been read, upright as EXIF says.
+
+    Sliced by rows and columns as an array is, it gives those pixels of `decode`, to the bit, and
+    decodes of a JPEG no more rows than it has to.
+
+    Attributes:
+      shape: height, width and channels.
+    """
+
+    def __init__(
+        self,
+        data: bytes,
+        channels: Literal[1, 3] = 3,
+        max_pixels: int = MAX_PIXELS,
+        least: tuple[int, int] | None = None,
+    ):
+        """Reads the header.
+
+        Args:
+          data: the bytes of a file.
+          channels, max_pixels: see `decode`.
+          least: height and width that a piece of a JPEG need have. A larger one comes at a half, a
+            quarter or an eighth of its size as long as it has them. The decoder leaves out the
+            high frequencies then, which is faster and antialiases; the place of the piece is
+            rounded to one of the new pixels.
+
+        Raises:
+          InputError: see `decode`.
+        """
+        self._data, self._channels, self._least = data, channels, least
+        self._header = _opened_within(data, _FORMATS, max_pixels)
+        self._orientation = _orientation(self._header)
+        width, height = self._header.size
+        turned = self._orientation >= 5
+        self.shape = (width, height, channels) if turned else (height, width, channels)
+
+    def decoded(self) -> np.ndarray:
+        """All of it, uint8[height, width, channels]."""
+        picture = _load(self._header, self._data)
+        return _pixels(_upright(picture, self._orientation), self._channels)
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        del copy
+        return np.asarray(self.decoded(), dtype)
+
+    def __getitem__(self, piece: tuple[slice, slice]) -> np.ndarray:
+        """The piece, uint8[rows, columns, channels].
+
+        Raises:
+          InputError: the image is damaged or cut short.
+        """
+        (top, bottom), (left, right) = (
+            each.indices(length)[:2] for each, length in zip(piece, self.shape, strict=False)
+        )
+        box = self._stored(left, top, right, bottom)
+        factor = self._factor(bottom - top, right - left)
+        piece = self._loaded(box[3], factor).crop([round(edge / factor) for edge in box])
+        return _pixels(_upright(piece, self._orientation), self._channels)
+
+    def _stored(self, left: int, top: int, right: int, bottom: int) -> tuple[int, int, int, int]:
+        """Where a box of the upright image lies in the stored one."""
+        width, height = self._header.size
+        if self._orientation >= 5:
+            left, top, right, bottom = top, left, bottom, right
+        if self._orientation in (2, 3, 7, 8):
+            left, right = width - right, width - left
+        if self._orientation in (3, 4, 6, 7):
+            top, bottom = height - bottom, height - top
+        return left, top, right, bottom
+
+    def _loaded(self, bottom: int, factor: int) -> Image.Image:
+        """The stored image at a fraction of its size, at least to the row before `bottom`."""
+        data = self._without_rows_below(bottom)
+        if data is not self._data:
+            with contextlib.suppress(InputError):  # What is damaged may look worse than it is.
+                return _load(_opened(data, _FORMATS), data, factor)
+        picture = self._header if factor == 1 else _opened(self._data, _FORMATS)
+        return _load(picture, self._data, factor)
+
+    def _without_rows_below(self, bottom: int) -> bytes:
+        """The file, or one that ends before rows which those above `bottom` do not need.
+
+        It has a header that says so, which changes nothing else in a baseline JPEG that has its
+        end: one cut short has to be found out.
+        """
+        data, height = self._data, bottom + _CONTEXT
+        spared = self._header.width * (self._header.height - height)
+        place = _place_of_height(data) if self._header.format == "JPEG" else None
+        if place is None or spared < _FEW or not data.endswith(_END):
+            return data
+        return b"".join((data[:place], height.to_bytes(2, "big"), data[place + 2 :]))
+
+    def _factor(self, height: int, width: int) -> int:
+        """What a piece of this size can be divided by."""
+        if self._least is None or self._header.format != "JPEG":
+            return 1
+        ratio = min(height // self._least[0], width // self._least[1])
+        return next((factor for factor in (8, 4, 2) if factor <= ratio), 1)
 
 
 def decode_mask(data: bytes) -> np.ndarray:
@@ -66,7 +184,7 @@ def decode_mask(data: bytes) -> np.ndarray:
     Raises:
       InputError: the bytes are no PNG or are damaged, or it is too large (see `decode`).
     """
-    picture = _loaded(data, ("PNG",), MAX_PIXELS)
+    picture = _load(_opened_within(data, ("PNG",), MAX_PIXELS), data)
     if picture.mode in ("RGB", "RGBA"):
         return np.asarray(picture)[..., :3]
     levels = np.asarray(picture.getchannel(0) if picture.mode == "LA" else picture)
@@ -78,7 +196,7 @@ def decode_mask(data: bytes) -> np.ndarray:
 
 def pixels_of(picture: Image.Image, channels: Literal[1, 3] = 3) -> np.ndarray:
     """A Pillow image of any mode as `decode` gives it: uint8[height, width, channels]."""
-    return _pixels(_upright(picture), channels)
+    return _pixels(_upright(picture, _orientation(picture)), channels)
 
 
 def image_size(data: bytes, where: str) -> tuple[int, int]:
@@ -89,36 +207,51 @@ def image_size(data: bytes, where: str) -> tuple[int, int]:
     """
     try:
         picture = _opened(data, _FORMATS)
-        turned = picture.getexif().get(_ORIENTATION, 1) >= 5
+        turned = _orientation(picture) >= 5
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{where}: the image cannot be read ({reason})") from None
     return picture.size[::-1] if turned else picture.size
 
 
-def _loaded(data: bytes, formats: tuple[str, ...], max_pixels: int) -> Image.Image:
+def _opened_within(data: bytes, formats: tuple[str, ...], max_pixels: int) -> Image.Image:
+    """Reads the header; an InputError where there is none or the image is too large."""
     try:
         picture = _opened(data, formats)
-        if math.prod(picture.size) > max_pixels:
-            width, height = picture.size
-            raise InputError(
-                f"the {picture.format} image has {width} x {height} pixels, which is more than "
-                f"max_pixels={max_pixels}"
-            )
-        picture.load()
-    except InputError:
-        raise
     except Image.UnidentifiedImageError:
         known = " or".join(", ".join(_NAMES[each] for each in formats).rsplit(",", 1))
         raise InputError(f"the image ({len(data)} bytes) is not a {known}") from None
+    except Exception as error:
+        raise _damaged(data, error) from None
+    if math.prod(picture.size) > max_pixels:
+        width, height = picture.size
+        raise InputError(
+            f"the {picture.format} image has {width} x {height} pixels, which is more than "
+            f"max_pixels={max_pixels}"
+        )
+    return picture
+
+
+def _load(picture: Image.Image, data: bytes, factor: int = 1) -> Image.Image:
+    """Decodes what was opened from `data`, a JPEG also at a fraction of its size.
+
+    Raises:
+      InputError: it is damaged.
+    """
+    try:
+        if factor > 1:
+            picture.draft(None, (picture.width // factor, picture.height // factor))
+        picture.load()
+    except Exception as error:
+        raise _damaged(data, error) from None
+    return picture
+
+
+def _damaged(data: bytes, error: Exception) -> InputError:
     # A damaged file makes Pillow's decoders raise nearly anything: OSError, SyntaxError,
     # struct.error, zlib.error, IndexError, ... each of which means the same to the user.
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(
-            f"the image ({len(data)} bytes) is damaged or cut short: {reason}"
-        ) from None
-    return picture
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return InputError(f"the image ({len(data)} bytes) is damaged or cut short: {reason}")
 
 
 def _opened(data: bytes, formats: tuple[str, ...]) -> Image.Image:
@@ -131,11 +264,31 @@ def _opened(data: bytes, formats: tuple[str, ...]) -> Image.Image:
             Image.MAX_IMAGE_PIXELS = limit
 
 
-def _upright(picture: Image.Image) -> Image.Image:
+def _place_of_height(data: bytes) -> int | None:
+    """Where in a baseline JPEG the two bytes of its height are; None in any other.
+
+    ITU-T T.81, annex B: segments, each a marker and a length, up to the frame's.
+    """
+    place = 2
+    while place + 9 < len(data) and data[place] == 0xFF:
+        kind = data[place + 1]
+        if kind in (0xC0, 0xC1):  # A frame that is sequential and coded after Huffman.
+            return place + 5
+        if kind not in _TABLES and kind < 0xE0:
+            return None
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return None
+
+
+def _orientation(picture: Image.Image) -> int:
     try:
         orientation = picture.getexif().get(_ORIENTATION, 1)
+        return orientation if orientation in _UPRIGHT else 1
     except Exception:  # Damaged EXIF says nothing about the pixels, which are fine.
-        return picture
+        return 1
+
+
+def _upright(picture: Image.Image, orientation: int) -> Image.Image:
     return picture.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else picture
 
 

@@ -17,6 +17,7 @@ likewise. Ops that could not move them are refused.
 
 import dataclasses
 import inspect
+import itertools
 import types
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -26,7 +27,7 @@ import numpy as np
 from vitlab.data import geometry, image_ops, targets
 from vitlab.data.annotations import Annotation
 from vitlab.data.arguments import Between
-from vitlab.data.decode import decode
+from vitlab.data.decode import Picture, decode
 from vitlab.data.op_strings import Op, parse_ops, spell_op, unknown
 from vitlab.data.randaugment import randaug, three_augment
 from vitlab.data.segments import Segments
@@ -168,6 +169,8 @@ _TRUTH = types.MappingProxyType(
 _MOVES = frozenset({"resize", "resize_small", "flip_lr", "letterbox", "pad", "scale_jitter"})
 _MOVES |= {"random_size_crop", "random_scale", "segment_crop"}
 _STAYS = frozenset({"decode", "grey_to_rgb", "to_grey"})
+# Ops that look at the size of the image, then take a piece of it.
+_CUTS = frozenset({"central_crop", "whole_patches", "random_crop", "inception_crop"})
 # Ops that pad: after them the image is not all there is.
 _PADS = frozenset({"letterbox", "pad", "scale_jitter", "segment_crop"})
 
@@ -216,6 +219,8 @@ class Preprocess:
                 f"{last.where} cannot be the last op, value_range or normalize must be: add "
                 "|value_range(-1,1)"
             )
+        if dict(ops[0].arguments).get("shrink") and ops[1].name != "inception_crop":
+            raise InputError(f"{ops[0].where}: shrink needs inception_crop as the next op")
         _check_truth(ops)
         for op in ops:
             try:
@@ -249,12 +254,15 @@ class Preprocess:
         for name in wanted:
             if known[_TRUTH[name]] is None and not self.prediction:
                 raise InputError(f"{name}: the source has no {_TRUTH[name]}")
-        for op in self.ops[:-1]:
+        for op, following in itertools.pairwise(self.ops):
             if wanted and "affine" not in example and op.name != "decode":
                 example = self._with_truth(example, **known)
             arguments = dict(op.arguments)
             if op.name in _RANDOM:
                 arguments["rng"] = rng
+            if op.name == "decode" and following.name in _CUTS:
+                example["image"] = _undecoded(example["image"], following, **arguments)
+                continue
             of_segments = _TRUTH.get(op.name) == "segments"
             if (self.prediction and op.name in _TRUTH) or (self.evaluation and of_segments):
                 example = targets.with_place(example)
@@ -326,6 +334,17 @@ class Preprocess:
     def __str__(self) -> str:
         """Gives the shortest string that parses to the same ops."""
         return "|".join(spell_op(op, (_OPS | _LAST_OPS)[op.name]) for op in self.ops)
+
+
+def _undecoded(
+    image: bytes | np.ndarray, following: Op, channels: int, max_pixels: int, shrink: bool
+) -> Picture | np.ndarray:
+    """What `decode` gives, but decoded only where the op that follows slices it."""
+    if isinstance(image, np.ndarray):
+        return image
+    size = dict(following.arguments).get("size")
+    least = (size if isinstance(size, tuple) else (size, size)) if shrink else None
+    return Picture(bytes(image), channels, max_pixels, least)
 
 
 def _check_truth(ops: tuple[Op, ...]) -> None:

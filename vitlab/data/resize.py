@@ -50,13 +50,16 @@ def resize(
     if method == "nearest":
         return image[_nearest(image.shape[0], height)][:, _nearest(image.shape[1], width)]
     taps = {"bilinear": _bilinear_taps, "bicubic": _bicubic_taps, "area": _area_taps}[method]
-    rows = _weighted_rows(image, taps(image.shape[0], height))
-    # Transposed, so that the second pass adds whole rows as well: twice as fast.
-    columns = np.ascontiguousarray(rows.swapaxes(0, 1))
-    result = _weighted_rows(columns, taps(image.shape[1], width)).swapaxes(0, 1)
+    # Rows first, then columns, each as one flat axis of numbers, so that numpy's loops are long.
+    rows = _weighted(image.reshape(len(image), -1), *taps(image.shape[0], height), axis=0)
+    channels = np.arange(image.shape[2])
+    indices, weights = taps(image.shape[1], width)
+    indices = (indices[..., None] * channels.size + channels).reshape(len(indices), -1)
+    result = _weighted(rows, indices, weights.repeat(channels.size, axis=1), axis=1)
     if method == "bicubic":
         result = result.clip(0, 255)
-    return (result + np.float32(0.5)).astype(np.uint8)
+    result += np.float32(0.5)
+    return result.astype(np.uint8).reshape(height, width, channels.size)
 
 
 def resize_small(
@@ -112,13 +115,18 @@ def _nearest(length: int, new_length: int) -> np.ndarray:
 
 
 # The taps of a method are the old pixels that a new one is made of: for the first, the second, ...
-# of them, its index and its weight at every new pixel (int[new_length], f32[new_length]).
-_Taps = list[tuple[np.ndarray, np.ndarray]]
+# of them, its index and its weight at every new pixel (int and f32[taps, new_length]).
+_Taps = tuple[np.ndarray, np.ndarray]
 
 
-def _weighted_rows(image: np.ndarray, taps: _Taps) -> np.ndarray:
-    """Makes f32[new_length, ...] out of the rows of `image`, uint8 or f32[length, ...]."""
-    return sum(image[indices] * weights[:, None, None] for indices, weights in taps)
+def _weighted(image: np.ndarray, indices: np.ndarray, weights: np.ndarray, axis: int) -> np.ndarray:
+    """Makes f32[new_length, columns], or [rows, new_length] along axis 1, of uint8 or f32."""
+    total = None
+    for index, weight in zip(indices, weights, strict=True):
+        part = image.take(index, axis).astype(np.float32, copy=False)
+        part *= weight[:, None] if axis == 0 else weight
+        total = part if total is None else np.add(total, part, out=total)
+    return total
 
 
 def _centres(length: int, new_length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -131,10 +139,7 @@ def _centres(length: int, new_length: int) -> tuple[np.ndarray, np.ndarray]:
 def _bilinear_taps(length: int, new_length: int) -> _Taps:
     before, beyond = _centres(length, new_length)
     weights = beyond.astype(np.float32)
-    return [
-        (before.clip(0, length - 1), 1 - weights),
-        ((before + 1).clip(0, length - 1), weights),
-    ]
+    return np.array([before, before + 1]).clip(0, length - 1), np.array([1 - weights, weights])
 
 
 def _bicubic_taps(length: int, new_length: int) -> _Taps:
@@ -147,16 +152,14 @@ def _bicubic_taps(length: int, new_length: int) -> _Taps:
     inside = (indices >= 0) & (indices < length)
     weights = np.where(far <= 1, inner, outer) * inside
     weights = (weights / weights.sum(axis=0)).astype(np.float32)
-    return list(zip(indices.clip(0, length - 1), weights, strict=True))
+    return indices.clip(0, length - 1), weights
 
 
 def _area_taps(length: int, new_length: int) -> _Taps:
     """Each old pixel weighs as much as the fraction of it that the new pixel covers."""
     edges = np.arange(new_length + 1) * (length / new_length)
-    taps = []
-    for step in range(math.ceil(length / new_length) + 1):
-        indices = edges[:-1].astype(int) + step
-        covered = np.minimum(edges[1:], indices + 1) - np.maximum(edges[:-1], indices)
-        weights = covered.clip(0) * (new_length / length)
-        taps.append((indices.clip(0, length - 1), weights.astype(np.float32)))
-    return taps
+    steps = np.arange(math.ceil(length / new_length) + 1)[:, None]
+    indices = edges[:-1].astype(int) + steps
+    covered = np.minimum(edges[1:], indices + 1) - np.maximum(edges[:-1], indices)
+    weights = (covered.clip(0) * (new_length / length)).astype(np.float32)
+    return indices.clip(0, length - 1), weights

@@ -116,7 +116,10 @@ def _prepare(config: dict[str, Any], data: Data, log: Log) -> tuple[Setup, str]:
     section = config.get("data", {})
     name = section.get("source", "")
     if data == "real":
-        return Setup(config), name
+        setup = Setup(config)
+        if setup.experiment.data.presize:
+            setup.source.store(log)
+        return setup, name
     words = f"random pixels as of {name}"
     try:
         source = open_source(name, section.get("split", "train"))

@@ -44,6 +44,8 @@ class DataConfig:
         on_error: what a broken image does: `raise` ends the run, `skip` takes the next readable
             one in its place, up to 1 % of the split.
         workers: processes that read and preprocess; 0 uses threads of the main process.
+        presize: pixels; larger images are reduced once so that their shorter side is this, and kept
+            in the user's cache folder (`vitlab.data.presized`); 0 reads them as they are.
     """
 
     source: str
@@ -51,6 +53,11 @@ class DataConfig:
     split: str = "train"
     on_error: Literal["raise", "skip"] = "raise"
     workers: int = 0
+    presize: int = 0
+
+    def __post_init__(self):
+        if self.presize < 0:
+            raise InputError(f"presize is {self.presize} but must be 0 or a number of pixels")
 
 
 Protocol = Literal["knn", "linear", "logistic", "few_shot"]

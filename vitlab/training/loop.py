@@ -105,6 +105,8 @@ class _Run:
                 f"{len(notes)} annotations are odd, such as {notes[0]}; "
                 f"vitlab data check {self.experiment.data.source} lists them"
             )
+        if self.experiment.data.presize:
+            setup.source.store(self.log)
         if self.experiment.deterministic and devices[0].platform == "gpu":
             self.log("deterministic: this run repeats to the bit, and takes longer for it")
         began = time.monotonic()

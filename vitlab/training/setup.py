@@ -14,6 +14,7 @@ from vitlab import checkpoints, distributed
 from vitlab import config as config_lib
 from vitlab.data.pipeline import first_example
 from vitlab.data.preprocess import Preprocess
+from vitlab.data.presized import Presized
 from vitlab.data.sources import Source, open_source
 from vitlab.errors import InputError
 from vitlab.ops import keys
@@ -68,6 +69,12 @@ class Setup:
             )
         self.source = source or open_source(exp.data.source, exp.data.split)
         self.preprocess = Preprocess.parse(exp.data.preprocess)
+        if exp.data.presize:
+            if self.preprocess.boxes or self.preprocess.segments:
+                raise InputError(
+                    "config.data.presize is for images alone: boxes and masks would not fit them"
+                )
+            self.source = Presized(self.source, exp.data.presize)
         task = task_class(exp.task)
         self.classes = classes = tuple(getattr(self.source, task.names, ()))
         self.task = task.from_config(
