@@ -138,7 +138,8 @@ def train(model, way, dtype, steps, accumulate=1):
     target = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shape, placed
     )
-    compiled = parallelism.compile_step(step, mesh, mode, target, batch, {})
+    whole = parallelism.over_devices(step, mesh, mode)
+    compiled = parallelism.compile_step(whole, mesh, mode, target, (batch,), {})
 
     def fresh_with_totals():
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape.totals)

@@ -43,6 +43,8 @@ class DataConfig:
         on_error: what a broken image does: `raise` ends the run, `skip` takes the next readable
             one in its place, up to 1 % of the split.
         workers: processes that read and preprocess; 0 uses threads of the main process.
+        cache: `device` keeps the split, as uint8, in the memory of each device, and preprocesses
+            there from the first random op on; see `vitlab.training.device_data`.
     """
 
     source: str
@@ -50,6 +52,7 @@ class DataConfig:
     split: str = "train"
     on_error: Literal["raise", "skip"] = "raise"
     workers: int = 0
+    cache: Literal["", "device"] = ""
 
 
 Protocol = Literal["knn", "linear", "logistic", "few_shot"]

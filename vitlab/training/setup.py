@@ -18,6 +18,7 @@ from vitlab.errors import InputError
 from vitlab.ops import keys
 from vitlab.tasks.task import task_class
 from vitlab.training import parallelism
+from vitlab.training.device_data import DeviceData
 from vitlab.training.evaluator import make_evaluator
 from vitlab.training.experiment import NOT_IN_HASH, Experiment
 from vitlab.training.layout import lay_out, lay_out_like
@@ -38,6 +39,7 @@ class Setup:
         experiment: the typed config; `resolved` is the same as nested dicts with every default.
         hash: names the config, see `NOT_IN_HASH`.
         mesh, source, preprocess, task, evaluators, schedule: what they are called.
+        cache: the training data on the devices, or None.
         classes: names of what the task tells apart in the source.
         total: optimizer steps of the whole training.
         target: the `TrainState` as `jax.ShapeDtypeStruct`s with shardings.
@@ -85,6 +87,9 @@ class Setup:
         )
         self._normalize = normalizer(self.preprocess.scale, self.preprocess.shift)
         self._example = first_example(self.source, self.preprocess, exp.data.on_error)
+        self.cache: DeviceData | None = None
+        if exp.data.cache:
+            self.cache = DeviceData(self.source, self.preprocess, exp.data, exp.seed, self.mesh)
         params = jax.eval_shape(self._variables)["params"]
         self._optimizer = make_optimizer(
             exp.optimizer, self.schedule, params, self.task.layer_of, self.task.num_layers
@@ -122,15 +127,14 @@ class Setup:
         return duration.steps(self.experiment.batch_size, len(self.source))
 
     def compile_step(self) -> jax.stages.Compiled:
-        """The compiled `(state, batch) -> state`."""
-        return parallelism.compile_step(
-            self._step,
-            self.mesh,
-            self.experiment.parallelism.mode,
-            self.target,
-            self._batch(),
-            self._options,
-        )
+        """The compiled `(state, batch) -> state`; with `config.data.cache` see
+        `DeviceData.several_steps`."""
+        mode = self.experiment.parallelism.mode
+        step, inputs = parallelism.over_devices(self._step, self.mesh, mode), (self._batch(),)
+        if self.cache:
+            inputs = self.cache.inputs(self.experiment.batch_size)
+            step = self.cache.several_steps(step)
+        return parallelism.compile_step(step, self.mesh, mode, self.target, inputs, self._options)
 
     def flops(self, compiled: jax.stages.Compiled) -> float:
         """FLOPs of a compiled step on one device, or 0 where XLA's count is not the model's.
