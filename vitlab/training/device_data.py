@@ -33,8 +33,7 @@ from vitlab.training.experiment import DataConfig
 
 # The most steps of one call. On a CPU a loop around the step can be slow: XLA computes convolutions
 # in it sixty times slower (jaxlib 0.10).
-STEPS = {"cpu": 1}
-STEPS_ELSEWHERE = 100
+STEPS, STEPS_ON_CPU = 100, 1
 _READ_AT_ONCE = 256
 
 
@@ -85,7 +84,7 @@ class DeviceData:
             for key, x in example.items()
             if key not in ("id", "epoch", "mask")
         }
-        self.max_steps = STEPS.get(mesh.devices.flat[0].platform, STEPS_ELSEWHERE)
+        self.max_steps = STEPS_ON_CPU if mesh.devices.flat[0].platform == "cpu" else STEPS
 
     def read(self) -> tuple[dict[str, Array], np.ndarray, str]:
         """The examples on the devices; i32[examples], which of them stands for each: itself, or

@@ -58,12 +58,23 @@ def compile_to_fit(setup: Setup, log: Callable[[str], None]) -> jax.stages.Compi
     compiled, needed = _compile(setup)
     if compiled is not None and needed <= limit:
         log(describe(setup.target, data, needed, limit))
+        if data:
+            _keep_evaluations(setup, limit - needed)
         return compiled
     log("a step does not fit into the memory of a device; looking for settings that do")
     found = [f"{name} ({size_text(size)})" for name, size in _smaller(setup, needed, limit)]
     advice = f"it would fit with {'; or '.join(found)}" if found else "take a smaller model"
     much = f"{size_text(needed)} on each device, which holds {size_text(limit)}"
     raise InputError(f"a step needs {much if needed else 'more than a device holds'}; {advice}")
+
+
+def _keep_evaluations(setup: Setup, room: float) -> None:
+    """Lets the evaluators keep their data on the devices too, where half of the room is enough: the
+    other half is for what they compute."""
+    for evaluator in setup.evaluators:
+        for split in evaluator.splits:
+            split.keep = 2 * split.bytes_on_a_device <= room
+            room -= split.bytes_on_a_device * split.keep
 
 
 def _compile(setup: Setup) -> tuple[jax.stages.Compiled | None, int]:
