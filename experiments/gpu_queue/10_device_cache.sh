@@ -13,7 +13,7 @@ train() {
   # shellcheck disable=SC2086
   ${PYTHON:-python} -m vitlab.main --config "$config" --workdir "$out/$1" --config.data.cache="$2" \
     --config.data.workers="${WORKERS:-12}" --config.schedule.warmup_epochs=1 \
-    "${@:3}" ${EXTRA:-} 2>&1 | grep -E 'images/s|test/accuracy|on each device|ready in|error' | tee "$out/$1.log"
+    "${@:3}" ${EXTRA:-} 2>&1 | grep -E 'images/s|test/accuracy|on each device:|ready in|vitlab: ' | tee "$out/$1.log"
 }
 train device device
 train host ""

@@ -70,7 +70,7 @@ class DeviceData:
             if op.name == "flip_lr" and self._fixed.pads:
                 raise InputError(
                     f"config.data.cache: {op.where} after {self._fixed.pads[0]} would mirror the "
-                    "padding too; let a resize take its place"
+                    "padding too; use a resize instead"
                 )
         example = first_example(source, self._fixed, config.on_error)
         if "label" not in example:
@@ -103,17 +103,14 @@ class DeviceData:
             workers=self._config.workers,
             on_error=self._config.on_error,
         )
-        with closing(batches):
-            for start, batch in zip(range(0, count, _READ_AT_ONCE), batches, strict=True):
-                for key, array in found.items():
-                    rows = batch[key][: count - start]
-                    if rows.shape[1:] != array.shape[1:]:
-                        raise InputError(
-                            f"config.data.cache: {key} of {self._source.describe(0)} has the shape "
-                            f"{array.shape[1:]} and of {self._source.describe(start)} "
-                            f"{rows.shape[1:]}: add a resize before the first random op"
-                        )
-                    array[start : start + len(rows)] = rows
+        try:
+            with closing(batches):
+                for start, batch in zip(range(0, count, _READ_AT_ONCE), batches, strict=True):
+                    for key, array in found.items():
+                        self._put(batch[key][: count - start], key, array, start)
+        except InputError as error:
+            place = f", before {self._ops[0].name}" if self._ops else ""
+            raise InputError(f"config.data.cache{place}: {error}") from error
         good = np.array([i for i in range(count) if i not in batches.broken], np.int32)
         following = good[np.searchsorted(good, np.arange(count)) % len(good)]
         placed = {
@@ -121,6 +118,15 @@ class DeviceData:
             for key, x in self.examples.items()
         }
         return placed, following, batches.broken_report()
+
+    def _put(self, rows: np.ndarray, key: str, array: np.ndarray, start: int) -> None:
+        if rows.shape[1:] != array.shape[1:]:
+            first, other = (self._source.describe(i) for i in (0, start))
+            raise InputError(
+                f"{key} of {first} has the shape {array.shape[1:]} and of {other} "
+                f"{rows.shape[1:]}: add a resize to the preprocessing"
+            )
+        array[start : start + len(rows)] = rows
 
     def batch(self, examples: dict[str, Array], ids: Array, epochs: Array) -> dict[str, Array]:
         """A batch as of `train_batches`, within the compiled program.
