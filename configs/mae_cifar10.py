@@ -39,6 +39,7 @@ def get_config(arg=None):
         source=f"folder:{arg.path}",
         preprocess='decode|random_crop(32, padding=4)|flip_lr|normalize("cifar10")',
         workers=4,
+        cache="device",
     )
     config.batch_size = 1024
     config.total_epochs = arg.epochs

@@ -38,7 +38,9 @@ def get_config(arg=None):
     config.model = dict(backbone=backbone, projector_layers=projector_layers, projector_dim=128)
     config.loss = dict(temperature=temperature)
     config.augment = dict(color_jitter=(0.4, 0.4, 0.4, 0.1), blur=(0.0, 0.0))
-    config.data = dict(source=f"folder:{arg.path}", preprocess=evaluation, workers=4)
+    config.data = dict(
+        source=f"folder:{arg.path}", preprocess=evaluation, workers=4, cache="device"
+    )
     config.batch_size = 1024
     config.total_epochs = arg.epochs
     config.optimizer = dict(rules=rules, **optimizer)

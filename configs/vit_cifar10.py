@@ -12,9 +12,10 @@ from vitlab.config import parse_arg
 
 
 def get_config(arg=None):
-    """`arg`: `path=DIR` with `train/CLASS/*.jpg` and `test/CLASS/*.jpg`; `epochs=N`."""
-    arg = parse_arg(arg, path="data/cifar10", epochs=300)
-    randaug = "randaug(2,10,translate=14,cutout=5)"  # in pixels, as 100 and 40 are of 224
+    """`arg`: `path=DIR` with `train/CLASS/*.jpg` and `test/CLASS/*.jpg`; `epochs=N`; `device` for
+    data on the device, and without RandAugment, which runs on the host alone."""
+    arg = parse_arg(arg, path="data/cifar10", epochs=300, device=False)
+    randaug = "randaug(2,10,translate=14,cutout=5)|"  # in pixels, as 100 and 40 are of 224
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.task = "classification"
@@ -29,8 +30,11 @@ def get_config(arg=None):
     )
     config.data = dict(
         source=f"folder:{arg.path}",
-        preprocess=f'decode|random_crop(32, padding=4)|flip_lr|{randaug}|normalize("cifar10")',
+        preprocess="decode|random_crop(32, padding=4)|flip_lr|"
+        + randaug * (not arg.device)
+        + 'normalize("cifar10")',
         workers=4,
+        cache="device" if arg.device else "",
     )
     config.batch_size = 512
     config.total_epochs = arg.epochs

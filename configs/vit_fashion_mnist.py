@@ -13,7 +13,7 @@ from vitlab.config import parse_arg
 
 
 def get_config(arg=None):
-    """`arg`: `path=DIR` of the four `.gz` files; `long` for a GPU."""
+    """`arg`: `path=DIR` of the four `.gz` files; `long` for a GPU, with the data on it."""
     arg = parse_arg(arg, path="data/fashion_mnist", long=False)
     names = "T-shirt,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot"
     statistics = 'normalize("fashion_mnist")'
@@ -40,6 +40,7 @@ def get_config(arg=None):
     config.data = dict(
         source=f"idx:{arg.path}?classes={names}",
         preprocess=f"decode(channels=1)|{augmentation}|{statistics}",
+        cache="device" if arg.long else "",
     )
     config.loss = dict(label_smoothing=0.1)
     config.optimizer = dict(weight_decay=weight_decay, clip_norm=1.0, **optimizer)

@@ -59,11 +59,15 @@ def eight(tmp_path_factory):
 
 
 @slow
-@pytest.mark.parametrize("mesh", [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
-def test_two_processes_equal_one(eight, tmp_path, mesh):
-    """Training, an evaluation of 50 examples in batches of 32, checkpoints, one journal."""
+@pytest.mark.parametrize(
+    ("mesh", "cache"),
+    [({"data": 8}, ""), ({"data": 2, "fsdp": 2, "tensor": 2}, ""), ({"data": 8}, "device")],
+)
+def test_two_processes_equal_one(eight, tmp_path, mesh, cache):
+    """Training, an evaluation of 50 examples in batches of 32, checkpoints, one journal; without
+    random ops also with the data on the devices."""
     workdir = tmp_path / "two"
-    processes = start_two(workdir, parallelism__mesh=mesh)
+    processes = start_two(workdir, parallelism__mesh=mesh, data__cache=cache)
     outputs = [process.communicate()[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert_close(records(workdir), records(eight))

@@ -7,8 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vitlab.data.image_ops import _box_by_height
 from vitlab.errors import InputError
-from vitlab.ops.crops import crop_and_resize, random_flip, random_resized_crop, sample_crop_boxes
+from vitlab.ops.crops import (
+    crop_and_resize,
+    random_flip,
+    random_resized_crop,
+    sample_crop_boxes,
+    sample_crop_boxes_by_height,
+)
+from vitlab.ops.crops import (
+    random_crop as window,
+)
 from vitlab.ops.keys import example_keys
 
 FIXTURE = pathlib.Path(__file__).parents[1] / "fixtures" / "views.npz"
@@ -106,6 +116,37 @@ def test_the_central_crop_comes_after_ten_attempts():
     assert whole.mean() == pytest.approx((1 - fits) ** 10, abs=0.004)
 
 
+def test_boxes_by_height_follow_the_host_s_law():
+    """Against draws of `image_ops.inception_crop`: half of all attempts miss these areas."""
+    law = ((40, 33), (0.05, 1.0), (0.75, 1.33))
+    got = np.asarray(
+        jax.jit(sample_crop_boxes_by_height, static_argnums=(1, 2, 3))(keys(5000), *law)
+    )
+    rng = np.random.default_rng(0)
+    expected = np.array([_box_by_height(*law[0], rng, *law[1:]) for _ in range(5000)])
+    assert got.dtype == np.int32
+    for boxes in (got, expected):
+        assert (boxes[:, :2] >= 0).all()
+        assert (boxes[:, :2] + boxes[:, 2:] <= law[0]).all()
+    areas = got[:, 2:].prod(axis=1)
+    assert (areas >= 0.05 * 40 * 33).all()
+    got, expected = (
+        np.concatenate([x, x[:, 2:].prod(axis=1, keepdims=True)], axis=1).astype(float)
+        for x in (got, expected)
+    )
+    error = got.mean(axis=0) - expected.mean(axis=0)
+    assert (np.abs(error) <= 0.06 * expected.std(axis=0)).all()  # three standard errors
+    quantiles = [0.05, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95]
+    error = np.quantile(got, quantiles, axis=0) - np.quantile(expected, quantiles, axis=0)
+    assert (np.abs(error) <= 0.08 * expected.std(axis=0) + 1).all()
+    np.testing.assert_allclose(np.corrcoef(got.T), np.corrcoef(expected.T), atol=0.06)
+
+
+def test_boxes_by_height_that_never_fit_are_the_whole_image():
+    boxes = sample_crop_boxes_by_height(keys(2), (50, 20), (1.0, 1.0), (1.0, 1.0))
+    np.testing.assert_array_equal(boxes, [[0, 0, 50, 20]] * 2)
+
+
 def test_random_resized_crop_is_the_crop_of_the_drawn_boxes_in_range():
     images = np.random.default_rng(0).integers(0, 2, (16, 12, 10, 3)).astype(np.float32)
     out = np.asarray(random_crop(images, keys(16)))
@@ -167,3 +208,9 @@ def test_crop_and_resize_refuses_what_it_cannot_do(n, size, method, words):
 def test_random_flip_refuses_what_is_no_probability():
     with pytest.raises(InputError, match="p 1.5"):
         random_flip(jnp.ones((1, 4, 4, 3)), keys(1), 1.5)
+
+
+def test_random_crop_refuses_a_piece_larger_than_the_padded_image():
+    assert window(jnp.ones((1, 4, 4, 3), jnp.uint8), keys(1), 6, 1).dtype == jnp.uint8
+    with pytest.raises(InputError, match="the image is 6 x 6, too small for 7 x 6"):
+        window(jnp.ones((1, 4, 4, 3)), keys(1), (7, 6), 1)

@@ -138,7 +138,8 @@ def train(model, way, dtype, steps, accumulate=1):
     target = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shape, placed
     )
-    compiled = parallelism.trace_step(step, mesh, mode, target, batch).lower().compile()
+    whole = parallelism.over_devices(step, mesh, mode)
+    compiled = parallelism.trace_step(whole, mesh, mode, target, (batch,)).lower().compile()
 
     def fresh_with_totals():
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape.totals)

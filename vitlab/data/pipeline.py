@@ -203,6 +203,39 @@ def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
     return np.random.Generator(bits).permutation(np.arange(num_examples, dtype=np.int32))
 
 
+class Order:
+    """Which examples a training visits, one after the other.
+
+    Args:
+        seed: of the shuffling.
+        num_examples: of the split.
+    """
+
+    def __init__(self, seed: int, num_examples: int):
+        self._seed, self._num_examples = seed, num_examples
+        self._orders: dict[int, np.ndarray] = {}
+
+    def __call__(self, positions: range) -> tuple[np.ndarray, np.ndarray]:
+        """The examples at consecutive global positions, and their epochs: int32[n] each."""
+        n, (start, stop) = self._num_examples, (positions.start, positions.stop)
+        epochs = range(start // n, (stop - 1) // n + 1)
+        ids = [self._order(epoch)[max(start - epoch * n, 0) : stop - epoch * n] for epoch in epochs]
+        return np.concatenate(ids), (np.arange(start, stop) // n).astype(np.int32)
+
+    def _order(self, epoch: int) -> np.ndarray:
+        orders = self._orders
+        if epoch not in orders:
+            # Two epochs are kept, for batches across a border. Threads that meet here draw the same
+            # order twice at worst.
+            orders = {e: order for e, order in orders.items() if abs(e - epoch) == 1}
+            orders[epoch] = epoch_order(self._seed, epoch, self._num_examples)
+            self._orders = orders
+        return orders[epoch]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_orders": {}}
+
+
 @dataclasses.dataclass(frozen=True)
 class _Reader:
     """Reads and preprocesses single examples."""
@@ -248,29 +281,17 @@ class _TrainBatch:
 
     def __init__(self, reader: _Reader, *, batch_size: int, rows: range):
         self._reader, self._batch_size, self._rows = reader, batch_size, rows
-        self._orders: dict[int, np.ndarray] = {}
+        self._order = Order(reader.seed, len(reader.source))
 
     def __call__(self, step: int) -> tuple[Batch, tuple[tuple[int, str], ...]]:
         broken: dict[int, str] = {}
-        examples = []
-        for row in self._rows:
-            epoch, position = divmod(step * self._batch_size + row, len(self._reader.source))
-            index = int(self._order(epoch)[position])
-            examples.append(self._reader.first_readable(index, epoch, broken))
+        first = step * self._batch_size
+        order = self._order(range(first + self._rows.start, first + self._rows.stop))
+        examples = [
+            self._reader.first_readable(index, epoch, broken)
+            for index, epoch in zip(*(x.tolist() for x in order), strict=True)
+        ]
         return _stack(examples, self._reader.source), tuple(broken.items())
-
-    def _order(self, epoch: int) -> np.ndarray:
-        orders = self._orders
-        if epoch not in orders:
-            # Two epochs are kept, for batches across a border. Threads that meet here draw the same
-            # order twice at worst.
-            orders = {e: order for e, order in orders.items() if abs(e - epoch) == 1}
-            orders[epoch] = epoch_order(self._reader.seed, epoch, len(self._reader.source))
-            self._orders = orders
-        return orders[epoch]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_orders": {}}
 
 
 class _EvalBatch:

@@ -283,10 +283,23 @@ class Preprocess:
             )
         return {**example, "image": image}
 
+    def split_at_random(self) -> tuple["Preprocess", tuple[Op, ...]]:
+        """What is the same in every epoch, the ops before the first that draws something; and the
+        others but the last, the affine map, which both parts have."""
+        names = [op.name in _RANDOM for op in self.ops]
+        first = names.index(True) if True in names else len(names) - 1
+        fixed = (*self.ops[:first], self.ops[-1])
+        return dataclasses.replace(self, ops=fixed), self.ops[first:-1]
+
     @property
     def random(self) -> list[str]:
         """The names of its ops that draw something."""
         return [op.name for op in self.ops if op.name in _RANDOM]
+
+    @property
+    def pads(self) -> list[str]:
+        """The names of its ops after which the image may not be all there is."""
+        return [op.name for op in self.ops if op.name in _PADS]
 
     @property
     def resizes(self) -> bool:

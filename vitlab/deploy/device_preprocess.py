@@ -15,7 +15,8 @@ from jax import Array
 
 from vitlab.data.preprocess import Preprocess
 from vitlab.errors import InputError
-from vitlab.ops.resampling import resample, resampling_weights
+from vitlab.ops.channels import grey_to_rgb, to_grey
+from vitlab.ops.resampling import kind_of, resample, resampling_weights
 
 # Ops that do nothing to the pixels of an image that is there already.
 _NOTHING = frozenset({"decode", "pad_boxes", "semantic", "pad_segments"})
@@ -126,7 +127,7 @@ class DevicePreprocess:
             if waiting and (op.name in _RESIZES or (op.name == "pad" and cut)):
                 flush()
             if op.name in _RESIZES:
-                kind = _kind(arguments)
+                kind = kind_of(arguments["method"], arguments["antialias"])
             sides, waiting = _MOVES[op.name](sides, **arguments), True
         if waiting:
             flush()
@@ -144,13 +145,6 @@ class DevicePreprocess:
 def _whole(places: Array) -> _Side:
     length = places.max() + 1.0
     return _Side(length, length)
-
-
-def _kind(arguments: dict[str, Any]) -> str:
-    method = arguments["method"]
-    if method == "lanczos" or (arguments["antialias"] and method in ("bilinear", "bicubic")):
-        return f"pillow_{method}"
-    return method
 
 
 def _resized(sides, new, fixed=(None, None)) -> list[_Side]:
@@ -245,19 +239,7 @@ def _pair(size: Any) -> tuple[int, int]:
     return size if isinstance(size, tuple) else (size, size)
 
 
-def _grey(pixels: Array) -> Array:
-    """Pillow's luma, in its whole numbers."""
-    if pixels.shape[-1] == 1:
-        return pixels
-    red, green, blue = jnp.split(pixels, 3, axis=-1)
-    return jnp.floor((19595 * red + 38470 * green + 7471 * blue + 32768) / 65536)
-
-
-def _rgb(pixels: Array) -> Array:
-    return jnp.concatenate([pixels] * 3, axis=-1) if pixels.shape[-1] == 1 else pixels
-
-
-_COLOURS: dict[str, Callable] = {"grey_to_rgb": _rgb, "to_grey": _grey}
+_COLOURS: dict[str, Callable] = {"grey_to_rgb": grey_to_rgb, "to_grey": to_grey}
 _MOVES: dict[str, Callable] = {
     "resize": _resize,
     "resize_small": _resize_small,

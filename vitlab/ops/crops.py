@@ -1,12 +1,13 @@
-"""Geometry of one image at a time, on the device: random crops, resized, and flips.
+"""Geometry of one image at a time, on the device: random crops, resized or not, and flips.
 
 For methods that take several views of one example (SimCLR), which the host would have to decode,
-cut and send once for each view. Every op takes `images: f32[batch, height, width, channels]` in
-[0, 1] and one key or box for each example (`vitlab.ops.keys.example_keys`), and treats each example
-alone. Shapes are static.
+cut and send once for each view; and for data that live on the device. Every op takes `images:
+f32[batch, height, width, channels]` in [0, 1], or of any type where it says so, and one key or box
+for each example (`vitlab.ops.keys.example_keys`), and treats each example alone. Shapes are static.
 """
 
 import math
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from jax import Array
 from vitlab.errors import InputError
 
 _ATTEMPTS = 10
+_ATTEMPTS_BY_HEIGHT = 100
 
 
 def random_resized_crop(
@@ -99,6 +101,51 @@ def sample_crop_boxes(
     return jax.vmap(sample)(keys)
 
 
+def sample_crop_boxes_by_height(
+    keys: Array, shape: tuple[int, int], area: tuple[float, float], ratio: tuple[float, float]
+) -> Array:
+    """Draws a box for each example by TensorFlow's law (`sample_distorted_bounding_box`).
+
+    The ratio of width to height is uniform, then the height is uniform between those of the two
+    areas, so that small boxes are more likely. A box that does not fit is drawn again, up to a
+    hundred times; after that it is the whole image. See `vitlab.data.image_ops.inception_crop`,
+    whose law this is to the rounding errors of float32.
+
+    Args:
+      keys, shape, area, ratio: see `sample_crop_boxes`.
+
+    Returns:
+      int32[batch, 4], see `sample_crop_boxes`.
+    """
+    height, width = shape
+    least, greatest = (fraction * height * width for fraction in area)
+
+    def sample(key):
+        uniform = jax.random.uniform(key, (2 * _ATTEMPTS_BY_HEIGHT + 2,), jnp.float32)
+        for_ratio, for_height, for_place = jnp.split(
+            uniform, [_ATTEMPTS_BY_HEIGHT, 2 * _ATTEMPTS_BY_HEIGHT]
+        )
+        ratios = ratio[0] + (ratio[1] - ratio[0]) * for_ratio
+        lowest = jnp.round(jnp.sqrt(least / ratios))
+        highest = jnp.minimum(jnp.round(jnp.sqrt(greatest / ratios)), height)
+        highest = jnp.minimum(highest, jnp.floor((width + 0.5) / ratios))
+        choices = jnp.maximum(highest - lowest, 0) + 1
+        heights = jnp.minimum(lowest, highest) + jnp.floor(for_height * choices)
+        # Whole pixels may leave the areas by a rounding error, which a row more or less mends.
+        heights += heights * jnp.round(heights * ratios) < least
+        heights -= heights * jnp.round(heights * ratios) > greatest
+        sides = jnp.stack([heights, jnp.round(heights * ratios)], axis=1)
+        areas = sides.prod(axis=1)
+        fits = ((sides > 0) & (sides <= jnp.array([height, width]))).all(axis=1)
+        fits &= (least <= areas) & (areas <= greatest)
+        first = jnp.argmax(fits)
+        side = jnp.where(fits[first], sides[first], jnp.array([height, width], jnp.float32))
+        corner = jnp.floor(for_place * (jnp.array([height, width]) - side + 1))
+        return jnp.concatenate([corner, side]).astype(jnp.int32)
+
+    return jax.vmap(sample)(keys)
+
+
 def crop_and_resize(
     images: Array, boxes: Array, size: int | tuple[int, int], method: str = "bilinear"
 ) -> Array:
@@ -137,16 +184,58 @@ def crop_and_resize(
     return jnp.einsum("bih,bhwc,bjw->bijc", rows, images, columns, precision="highest")
 
 
+def random_crop(
+    images: Array,
+    keys: Array,
+    size: int | tuple[int, int],
+    padding: int = 0,
+    mode: Literal["constant", "reflect", "edge"] = "constant",
+    fill: int = 0,
+) -> Array:
+    """Cuts a piece of the given size out of each image, every position as likely as any other.
+
+    Args:
+      images: [batch, height, width, channels] of any type.
+      keys: key[batch].
+      size: the side of a square, or (height, width), in pixels.
+      padding, mode, fill: see `vitlab.data.image_ops.random_crop`.
+
+    Returns:
+      [batch, size, size, channels] or [batch, *size, channels] of the same type.
+
+    Raises:
+      InputError: the padded images are smaller than that.
+    """
+    size = size if isinstance(size, tuple) else (size, size)
+    if padding:
+        margins = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+        values = {"constant_values": fill} if mode == "constant" else {}
+        images = jnp.pad(images, margins, mode=mode, **values)
+    free = [old - new for old, new in zip(images.shape[1:3], size, strict=True)]
+    if min(free) < 0:
+        raise InputError(
+            f"random_crop: the image is {images.shape[1]} x {images.shape[2]}, too small for "
+            f"{size[0]} x {size[1]}"
+        )
+    places = jnp.array([free[0] + 1, free[1] + 1])
+
+    def cut(image, key):
+        corner = jax.random.randint(key, (2,), 0, places)
+        return jax.lax.dynamic_slice(image, (*corner, 0), (*size, image.shape[2]))
+
+    return jax.vmap(cut)(images, keys)
+
+
 def random_flip(images: Array, keys: Array, p: float = 0.5) -> Array:
     """Mirrors an image left to right with probability p, drawn for each example.
 
     Args:
-      images: f32[batch, height, width, channels].
+      images: [batch, height, width, channels] of any type.
       keys: key[batch].
       p: the probability.
 
     Returns:
-      f32[batch, height, width, channels].
+      [batch, height, width, channels] of the same type.
 
     Raises:
       InputError: p is out of range.

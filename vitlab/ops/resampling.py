@@ -1,18 +1,26 @@
 """Resizing as products with matrices of weights, for images of a size that is not known before.
 
 What `vitlab.data.resize` does on the host (by Pillow, and as TensorFlow does), in JAX, so that an
-exported model can do it: the lengths may be values that are computed, as only the number of the new
-pixels has to be known.
+exported model and a training on the device can do it: the lengths may be values that are computed,
+as only the number of the new pixels has to be known.
 """
 
 from functools import partial
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
 Kind = Literal["nearest", "bilinear", "bicubic", "area", "pillow_bilinear", "pillow_bicubic",
                "pillow_lanczos"]  # fmt: skip
+
+
+def kind_of(method: str, antialias: bool) -> Kind:
+    """The kind that these arguments of `vitlab.data.resize.resize` mean."""
+    if method == "lanczos" or (antialias and method in ("bilinear", "bicubic")):
+        return f"pillow_{method}"
+    return method
 
 
 def resampling_weights(
@@ -63,6 +71,35 @@ def resample(images: Array, rows: Array, columns: Array, kind: Kind) -> Array:
     # second where that is less work, which moves some pixels by a level.)
     x = _rounded(_sum("pw,bhwc->bhpc", columns, images))
     return _rounded(_sum("oh,bhpc->bopc", rows, x))
+
+
+def resample_boxes(images: Array, boxes: Array, size: tuple[int, int], kind: Kind) -> Array:
+    """Cuts a box out of each image and resizes it as the host would: no pixel outside has a weight.
+
+    Args:
+        images: f32[batch, height, width, channels] of grey levels.
+        boxes: i32[batch, 4]: top, left, height and width in pixels, inside the image.
+        size: (height, width) of what they become.
+        kind: see `resampling_weights`.
+
+    Returns:
+        f32[batch, *size, channels], whole grey levels.
+    """
+
+    def weights(start, length, old, new):
+        places = jnp.arange(old, dtype=jnp.float32) - start
+        inside = (places >= 0) & (places < length)
+        # Farther away than any filter reaches.
+        places = jnp.where(inside, places, -1e6)
+        return resampling_weights(jnp.arange(new, dtype=jnp.float32), places, length, new, kind)
+
+    def one(image, box):
+        top, left, height, width = box.astype(jnp.float32)
+        rows = weights(top, height, image.shape[0], size[0])
+        columns = weights(left, width, image.shape[1], size[1])
+        return resample(image[None], rows, columns, kind)[0]
+
+    return jax.vmap(one)(images, boxes)
 
 
 def to_original(maps: Array, stride: int, affine: Array, rows: Array, columns: Array) -> Array:

@@ -17,6 +17,7 @@ from vitlab.data.sources import open_source
 from vitlab.data.stand_in import StandIn, Truth
 from vitlab.errors import InputError
 from vitlab.training import flops, footprint, parallelism, peers
+from vitlab.training.feeding import FromDevice
 from vitlab.training.report import versions
 from vitlab.training.setup import Setup
 from vitlab.training.throughput import matmul_rate, peak_flops
@@ -99,7 +100,9 @@ def benchmark(
     found["step"] = _timed(program, rows, steps, log)
     found["memory"] = _memory(program, device, log)
     found["arithmetic"] = _arithmetic(program, setup, rows, found["step"]["seconds"], log)
-    if what == "train":
+    if what == "train" and setup.cache:
+        log("the data are on the device, which alone limits a run")
+    elif what == "train":
         rate = found["step"]["images_per_second"]
         found["input"] = _input(setup, program if data == "real" else None, rate, steps, log)
     if against:
@@ -115,7 +118,9 @@ def _prepare(config: dict[str, Any], data: Data, log: Log) -> tuple[Setup, str]:
     config = {**config, **left_out, "checkpoint": checkpoint}
     section = config.get("data", {})
     name = section.get("source", "")
-    if data == "real":
+    if data == "synthetic":
+        config["data"] = {**section, "cache": "", "presize": 0}
+    else:
         setup = Setup(config)
         if setup.experiment.data.presize:
             setup.source.store(log)
@@ -161,20 +166,20 @@ class _Program(NamedTuple):
         compiled: the program.
         compile_seconds: that tracing and compiling took.
         flops: of one device, see `vitlab.training.flops.count`.
-        call: begins a step, on a batch or on the same again, and gives what to wait for.
+        begin: begins so many steps on what is on the devices, and gives what to wait for.
+        on_batch: begins a step on another batch, where the host makes them.
     """
 
     compiled: jax.stages.Compiled
     compile_seconds: float
     flops: float
-    call: Callable[..., Any]
+    begin: Callable[[int], Any]
+    on_batch: Callable[[dict[str, jax.Array]], Any] | None = None
 
     def seconds(self, steps: int) -> float:
         """Of a step, where only the last of so many is waited for."""
         began = time.perf_counter()
-        for _ in range(steps):
-            made = self.call()
-        jax.block_until_ready(made)
+        jax.block_until_ready(self.begin(steps))
         return (time.perf_counter() - began) / steps
 
 
@@ -184,14 +189,29 @@ def _training(setup: Setup, batch: dict[str, np.ndarray]) -> _Program:
         compiled = footprint.compile_to_fit(setup, lambda line: None)
         seconds = time.perf_counter() - began
     state = setup.fresh_state(lambda line: None)
-    placed = parallelism.to_devices(batch, setup.mesh)
+    number = 0
+    feed = FromDevice(setup, compiled) if setup.cache else None
+    placed = None if feed else parallelism.to_devices(batch, setup.mesh)
 
-    def call(batch=placed):
+    def on_batch(batch):
         nonlocal state
         state = compiled(state, batch)
         return state
 
-    return _Program(compiled, seconds, setup.step_flops(), call)
+    def begin(steps):
+        nonlocal state, number
+        last = number + steps
+        while number < last:
+            if feed:
+                state, taken = feed(state, number, last - number)
+            else:
+                taken = 1
+                on_batch(placed)
+            number += taken
+        return state
+
+    made = (compiled, seconds, setup.step_flops(), begin)
+    return _Program(*made) if feed else _Program(*made, on_batch)
 
 
 def _forward(setup: Setup, batch: dict[str, np.ndarray]) -> _Program:
@@ -207,7 +227,11 @@ def _forward(setup: Setup, batch: dict[str, np.ndarray]) -> _Program:
         compiled = traced.lower().compile(setup.options)
         seconds = time.perf_counter() - began
     count = flops.count(traced.jaxpr) / setup.mesh.size
-    return _Program(compiled, seconds, count, lambda: compiled(variables, placed))
+
+    def begin(steps):
+        return [compiled(variables, placed) for _ in range(steps)]
+
+    return _Program(compiled, seconds, count, begin)
 
 
 @contextlib.contextmanager
@@ -310,7 +334,7 @@ def _fed(program: _Program, batches: Iterator, setup: Setup, steps: int) -> floa
             jax.block_until_ready(made)
         if number == _WARM_UP:
             began = time.perf_counter()
-        made = program.call(batch)
+        made = program.on_batch(batch)
         rows += len(batch["image"]) * (number >= _WARM_UP)
     jax.block_until_ready(made)
     return rows / (time.perf_counter() - began)

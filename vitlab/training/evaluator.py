@@ -95,6 +95,11 @@ class Evaluator:
         return self._split
 
     @property
+    def splits(self) -> tuple[Split, ...]:
+        """All that it reads."""
+        return (self._split,)
+
+    @property
     def preprocess(self) -> Preprocess:
         """Of the split's images."""
         return self._split.preprocess

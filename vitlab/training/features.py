@@ -64,6 +64,11 @@ class FeatureEvaluator:
         return self._test
 
     @property
+    def splits(self) -> tuple[Split, ...]:
+        """As in `Evaluator`."""
+        return (self._test, self._train) if self._train else (self._test,)
+
+    @property
     def preprocess(self) -> Preprocess:
         """Of both splits' images."""
         return self._test.preprocess

@@ -46,18 +46,35 @@ def compile_to_fit(setup: Setup, log: Callable[[str], None]) -> jax.stages.Compi
 
     Raises:
         InputError: a step needs more than there is; the message names settings under which it
-            would fit, each compiled to see.
+            would fit, each compiled to see. Or the data set of `config.data.cache` alone does.
     """
     limit = device_memory() or math.inf
+    data = setup.cache.examples if setup.cache else None
+    if bytes_on_a_device(data) > limit:
+        raise InputError(
+            f"config.data.cache: the data set takes {size_text(bytes_on_a_device(data))} on each "
+            f"device, which holds {size_text(limit)}; leave cache empty"
+        )
     compiled, needed = _compile(setup)
     if compiled is not None and needed <= limit:
-        log(describe(setup.target, needed, limit))
+        log(describe(setup.target, data, needed, limit))
+        if data:
+            _keep_evaluations(setup, limit - needed)
         return compiled
     log("a step does not fit into the memory of a device; looking for settings that do")
     found = [f"{name} ({size_text(size)})" for name, size in _smaller(setup, needed, limit)]
     advice = f"it would fit with {'; or '.join(found)}" if found else "take a smaller model"
     much = f"{size_text(needed)} on each device, which holds {size_text(limit)}"
     raise InputError(f"a step needs {much if needed else 'more than a device holds'}; {advice}")
+
+
+def _keep_evaluations(setup: Setup, room: float) -> None:
+    """Lets the evaluators keep their data on the devices too, where half of the room is enough: the
+    other half is for what they compute."""
+    for evaluator in setup.evaluators:
+        for split in evaluator.splits:
+            split.keep = 2 * split.bytes_on_a_device <= room
+            room -= split.bytes_on_a_device * split.keep
 
 
 def _compile(setup: Setup) -> tuple[jax.stages.Compiled | None, int]:
@@ -77,7 +94,7 @@ def _smaller(setup: Setup, needed: int, limit: float) -> Iterator[tuple[str, int
     # A smaller part of the batch takes about that part of the memory, or a little more.
     first = max(int(needed / limit).bit_length(), 1)
     parts = [2**i for i in range(first, first + 4) if exp.batch_size % (2**i * shards) == 0]
-    tries: list[list[dict[str, Any]]] = []
+    tries: list[list[dict[str, Any]]] = [[{"data.cache": ""}]] if exp.data.cache else []
     model = resolved["model"]
     for where, part in (("model", model), ("model.backbone", model.get("backbone", {}))):
         if part.get("remat") == "none":
@@ -110,11 +127,12 @@ def _replaced(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str,
     return config
 
 
-def describe(state: TrainState, step: int, limit: float) -> str:
+def describe(state: TrainState, data: Any, step: int, limit: float) -> str:
     """One line on what a device holds.
 
     Args:
         state: `jax.ShapeDtypeStruct`s with shardings.
+        data: those of the data that lie on the device, or None.
         step: see `step_bytes`.
         limit: see `device_memory`.
     """
@@ -122,6 +140,7 @@ def describe(state: TrainState, step: int, limit: float) -> str:
         "parameters": state.params,
         "optimizer": state.opt_state,
         "average": state.ema,
+        "data set": data,
     }
     sizes = {name: bytes_on_a_device(tree) for name, tree in parts.items()}
     held = ", ".join(f"{name} {size_text(size)}" for name, size in sizes.items() if size)

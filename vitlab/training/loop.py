@@ -9,8 +9,6 @@ import pathlib
 import signal
 import threading
 import time
-from collections import deque
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -18,11 +16,11 @@ import numpy as np
 from rich.console import Console
 
 from vitlab import checkpoints, distributed
-from vitlab.data.pipeline import train_batches
 from vitlab.errors import DivergedError, StoppedError
 from vitlab.training import footprint, parallelism, report
 from vitlab.training.alarms import COLLAPSED
 from vitlab.training.evaluator import Evaluator, FeatureEvaluator
+from vitlab.training.feeding import FromDevice, FromHost
 from vitlab.training.journal import Journal
 from vitlab.training.memory import Best, Memory
 from vitlab.training.profiling import Profile
@@ -122,6 +120,10 @@ class _Run:
             state = setup.fresh_state(self.log)
         step = int(state.step)
         self.throughput = Throughput(self.experiment.batch_size, setup.step_flops())
+        if setup.cache:
+            self.feed = FromDevice(setup, self.step_fn)
+        else:
+            self.feed = FromHost(setup, self.step_fn, step, self.throughput)
         count = sum(x.size for x in jax.tree.leaves(state.params))
         self.log(
             f"{count:,} parameters; ready in {clock(time.monotonic() - began)}; "
@@ -140,26 +142,12 @@ class _Run:
                 self.workdir, step, exp.logging.tensorboard, exp.logging.wandb, name
             )
             self.progress = Progress(self.console, step, setup.total)
-        index, count = parallelism.process_share(setup.mesh)
-        batches = train_batches(
-            setup.source,
-            setup.preprocess,
-            batch_size=exp.batch_size,
-            seed=exp.seed,
-            start_step=step,
-            process_index=index,
-            process_count=count,
-            workers=exp.data.workers,
-            on_error=exp.data.on_error,
-        )
         others_alive = True
         profile = Profile(setup.profiled, self.workdir / "profile", self.log)
         try:
-            self.busy = state.nonfinite_step
-            on_device = self._on_device(iter(batches))
             self.clock_from = time.monotonic() - self.memory.seconds
             self.throughput.reset()
-            logged, broken = step, 0
+            logged = step
             if not self.memory.evaluated:
                 self._evaluate(state, step)
             done = self.memory.stopped or step >= setup.total
@@ -168,21 +156,17 @@ class _Run:
                     self.signum = signal.SIGTERM
                 if self.signum is not None:
                     self._save_and_stop(state, step, saved)
-                batch = next(on_device)
-                with jax.transfer_guard("disallow"):  # nothing but the batch goes to the devices
-                    state = self.step_fn(state, batch)
-                self.busy = state.nonfinite_step
-                step += 1
-                profile.after(step, self.busy)
+                state, taken = self.feed(state, step, self._until_next_stop(step))
+                step += taken
+                profile.after(step, state.nonfinite_step)
                 done = step == setup.total
                 if self.progress:
                     self.progress.advance(step)
                 if step % every_log == 0 or done:
                     state = self._log_training(state, step, step - logged)
                     logged = step
-                    if len(batches.broken) > broken:
-                        broken = len(batches.broken)
-                        self.log(batches.broken_report(), everywhere=True)
+                    if news := self.feed.news():
+                        self.log(news, everywhere=True)
                 improved = False
                 if self._due(step):
                     self.memory.evaluated = False
@@ -201,7 +185,7 @@ class _Run:
             raise
         finally:
             profile.close()
-            batches.close()
+            self.feed.close()
             if others_alive:  # a save that waits for a process that is gone would never end
                 self.writer.close()
             if self.progress:
@@ -209,17 +193,14 @@ class _Run:
                 self.progress = None
                 self.journal.close()
 
-    def _on_device(self, batches: Iterator) -> Iterator[dict[str, jax.Array]]:
-        """Batches on the devices, the next one on its way while this one is used."""
-        ahead: deque = deque()
-        while True:
-            while len(ahead) < 2:
-                began = time.monotonic()
-                batch = next(batches)
-                if self.busy.is_ready():  # else the device had work to do meanwhile
-                    self.throughput.waited(time.monotonic() - began)
-                ahead.append(parallelism.to_devices(batch, self.setup.mesh))
-            yield ahead.popleft()
+    def _until_next_stop(self, step: int) -> int:
+        """Steps from here to the next after which something else is to be done."""
+        exp, steps = self.experiment, self.setup.steps
+        every = [exp.logging.every, exp.checkpoint.every]
+        every += [evaluator.config.every for evaluator in self.setup.evaluators]
+        left = [interval - step % interval for interval in map(steps, every)]
+        left += [edge - step for edge in self.setup.profiled if edge > step]
+        return min(self.setup.total - step, *left)
 
     def _log_training(self, state: TrainState, step: int, steps: int) -> TrainState:
         totals = jax.device_get(state.totals)

@@ -145,29 +145,43 @@ def to_host(tree: Any) -> Any:
     return multihost_utils.process_allgather(tree, tiled=True)
 
 
-def trace_step(step: Callable, mesh: Mesh, mode: str, state: Any, batch: Any) -> jax.stages.Traced:
-    """Traces `(state, batch) -> state` for the mesh, to be compiled; the state's memory is used
-    again.
+def over_devices(step: Callable, mesh: Mesh, mode: str) -> Callable:
+    """`(state, batch) -> state` of the whole batch, to be compiled by `jit`.
 
     Args:
         step: a pure function; in the mode `pmap` it sees one device's rows, and names the axis
             `PMAP_AXIS` in its collectives.
         mesh: the devices.
         mode: `jit` or `pmap`.
-        state, batch: trees of `jax.ShapeDtypeStruct`s with shardings.
     """
-    if mode == "pmap":
-        devices = list(mesh.devices.flat)
-        # Nothing but the batch has a device axis: the rest goes in and comes out as one array that
-        # every device holds whole, which is how `jit`, evaluation and checkpoints know it.
-        mapped = jax.pmap(step, PMAP_AXIS, in_axes=(None, 0), out_axes=None, devices=devices)
+    if mode == "jit":
+        return step
+    devices = list(mesh.devices.flat)
+    # Nothing but the batch has a device axis: the rest goes in and comes out as one array that
+    # every device holds whole, which is how `jit`, evaluation and checkpoints know it.
+    mapped = jax.pmap(step, PMAP_AXIS, in_axes=(None, 0), out_axes=None, devices=devices)
 
-        def step(state, batch):
-            rows = jax.tree.map(lambda x: x.reshape(len(devices), -1, *x.shape[1:]), batch)
-            return mapped(state, rows)
+    def of_all_rows(state, batch):
+        rows = jax.tree.map(lambda x: x.reshape(len(devices), -1, *x.shape[1:]), batch)
+        return mapped(state, rows)
 
+    return of_all_rows
+
+
+def trace_step(
+    step: Callable, mesh: Mesh, mode: str, state: Any, inputs: tuple[Any, ...]
+) -> jax.stages.Traced:
+    """Traces `(state, *inputs) -> state` for the mesh, to be compiled; the state's memory is used
+    again.
+
+    Args:
+        step: made of a step by `over_devices`.
+        mesh: the devices.
+        mode: `jit` or `pmap`.
+        state, inputs: trees of `jax.ShapeDtypeStruct`s with shardings.
+    """
     shardings = jax.tree.map(lambda x: x.sharding, state)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=shardings)
     # For `on_each_device`, which has nothing to do in a `pmap`.
     with contextlib.nullcontext() if mode == "pmap" else jax.set_mesh(mesh):
-        return jitted.trace(state, batch)
+        return jitted.trace(state, *inputs)

@@ -20,6 +20,7 @@ from vitlab.errors import InputError
 from vitlab.ops import keys
 from vitlab.tasks.task import task_class
 from vitlab.training import flops, parallelism, profiling
+from vitlab.training.device_data import DeviceData
 from vitlab.training.evaluator import make_evaluator
 from vitlab.training.experiment import NOT_IN_HASH, Experiment
 from vitlab.training.layout import lay_out, lay_out_like
@@ -47,6 +48,7 @@ class Setup:
         options: of XLA's compiler.
         example: a batch of the first training example that can be read.
         normalize: the last op of the preprocessing, see `vitlab.training.step.normalizer`.
+        cache: the training data on the devices, or None.
         classes: names of what the task tells apart in the source.
         total: optimizer steps of the whole training.
         profiled: the steps to trace, see `vitlab.training.profiling`.
@@ -102,6 +104,9 @@ class Setup:
         )
         self.normalize = normalizer(self.preprocess.scale, self.preprocess.shift)
         self.example = first_example(self.source, self.preprocess, exp.data.on_error)
+        self.cache: DeviceData | None = None
+        if exp.data.cache:
+            self.cache = DeviceData(self.source, self.preprocess, exp.data, exp.seed, self.mesh)
         params = jax.eval_shape(self._variables)["params"]
         self._optimizer = make_optimizer(
             exp.optimizer, self.schedule, params, self.task.layer_of, self.task.num_layers
@@ -140,14 +145,17 @@ class Setup:
 
     @functools.cached_property
     def traced_step(self) -> jax.stages.Traced:
-        """The `(state, batch) -> state` before it is compiled."""
-        exp = self.experiment
-        return parallelism.trace_step(
-            self._step, self.mesh, exp.parallelism.mode, self.target, self.batch
-        )
+        """The `(state, batch) -> state` before it is compiled; with `config.data.cache` see
+        `DeviceData.several_steps`."""
+        mode = self.experiment.parallelism.mode
+        step, inputs = parallelism.over_devices(self._step, self.mesh, mode), (self.batch,)
+        if self.cache:
+            inputs = self.cache.inputs(self.experiment.batch_size)
+            step = self.cache.several_steps(step)
+        return parallelism.trace_step(step, self.mesh, mode, self.target, inputs)
 
     def compile_step(self) -> jax.stages.Compiled:
-        """The compiled `(state, batch) -> state`."""
+        """`traced_step`, compiled."""
         return self.traced_step.lower().compile(self.options)
 
     def step_flops(self) -> float:

@@ -1,7 +1,8 @@
 """One pass over a split, in order and on the devices: every example of it exactly once."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import Any
 
 import flax.errors
@@ -39,6 +40,7 @@ class Split:
     Attributes:
         counted: how many examples the last `run` counted.
         broken: how many it left out because they cannot be read.
+        keep: whether its batches stay on the devices after the first `run`, for the next.
 
     Raises:
         InputError: a wrong source, split or preprocessing.
@@ -62,6 +64,9 @@ class Split:
         self.normalize = normalizer(self.preprocess.scale, self.preprocess.shift)
         self._example = first_example(self.source, self.preprocess, config.on_error)
         self.counted = self.broken = 0
+        self.keep = False
+        self._kept: list[dict[str, jax.Array]] = []
+        self._report = ""
 
     def __len__(self) -> int:
         """How many examples there are, broken ones too."""
@@ -113,6 +118,35 @@ class Split:
             rows = {k: v[piece["mask"]] for k, v in piece.items() if k != "mask"}
             return reduce(rows, self) if piece["mask"].any() else None  # all of them are broken
 
+        pieces = []
+        with closing(self._batches()) as batches:
+            for placed in batches:
+                if stop():
+                    return None
+                if not pieces:
+                    look(placed)
+                outputs = function(variables, placed)
+                pieces.append({**outputs, "id": placed["id"], "mask": placed["mask"]})
+                if len(pieces) > 1:  # one batch behind, so that the devices never wait for it
+                    pieces[-2] = fetched(pieces[-2])
+        if self._report:
+            log(f"{name}: {self._report}")
+        rows = [each for each in (*pieces[:-1], fetched(pieces[-1])) if each is not None]
+        self.counted = sum(len(row["id"]) for row in rows)
+        return {k: np.concatenate([row[k] for row in rows]) for k in rows[0]}
+
+    @property
+    def bytes_on_a_device(self) -> int:
+        """What its batches take of each device's memory, all at once."""
+        row = sum(x.nbytes for x in self._example.values())
+        rows = -(-len(self) // self._batch_size) * self._batch_size
+        return row * rows // parallelism.batch_shards(self._mesh)
+
+    def _batches(self) -> Iterator[dict[str, jax.Array]]:
+        """All batches on the devices."""
+        if self._kept:
+            yield from self._kept
+            return
         index, count = parallelism.process_share(self._mesh)
         batches = eval_batches(
             self.source,
@@ -123,25 +157,14 @@ class Split:
             process_count=count,
             on_error=self._on_error,
         )
-        pieces = []
-        try:
+        kept = []
+        with closing(batches):
             for batch in batches:
-                if stop():
-                    return None
                 placed = parallelism.to_devices(batch, self._mesh)
-                if not pieces:
-                    look(placed)
-                outputs = function(variables, placed)
-                pieces.append({**outputs, "id": placed["id"], "mask": placed["mask"]})
-                if len(pieces) > 1:  # one batch behind, so that the devices never wait for it
-                    pieces[-2] = fetched(pieces[-2])
-        finally:
-            batches.close()
-        if batches.broken:
-            log(f"{name}: {batches.broken_report()}")
-        rows = [each for each in (*pieces[:-1], fetched(pieces[-1])) if each is not None]
-        self.counted, self.broken = sum(len(row["id"]) for row in rows), len(batches.broken)
-        return {k: np.concatenate([row[k] for row in rows]) for k in rows[0]}
+                if self.keep:
+                    kept.append(placed)
+                yield placed
+        self._kept, self._report, self.broken = kept, batches.broken_report(), len(batches.broken)
 
     def image(self, index: int) -> np.ndarray:
         """Pixels uint8[height, width, channels] of an example, as the model sees them."""
