@@ -9,7 +9,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 FLOORS = (
     ("errors",),
-    ("compilation_cache", "distributed", "huge_pages"),
+    ("allocator", "compilation_cache", "distributed"),
     ("ops", "config", "checkpoints"),
     ("models", "data", "evaluation"),
     ("weights",),

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from vitlab import compilation_cache, huge_pages
+from vitlab import allocator, compilation_cache
 from vitlab import config as config_lib
 from vitlab.commands.arguments import overridden
 from vitlab.errors import InputError
@@ -66,7 +66,7 @@ class Command:
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line, trains, and turns errors into one line and an exit code."""
     if argv is None:
-        huge_pages.use()
+        allocator.use_huge_pages()
         compilation_cache.use()
     argv = sys.argv[1:] if argv is None else list(argv)
     try:

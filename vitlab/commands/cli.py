@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 import vitlab
-from vitlab import compilation_cache, huge_pages
+from vitlab import allocator, compilation_cache
 from vitlab.commands.arguments import parse
 from vitlab.commands.help import help_text
 from vitlab.commands.terminal import output
@@ -48,7 +48,7 @@ exit codes: 0 done, 1 failed, 2 wrong input, 130 stopped by Ctrl-C""".format(
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb, and turns errors into one line and an exit code."""
     if argv is None:
-        huge_pages.use()
+        allocator.use_huge_pages()
         compilation_cache.use()
     argv = sys.argv[1:] if argv is None else list(argv)
     return exit_code(lambda: _run(argv))

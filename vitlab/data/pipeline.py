@@ -8,7 +8,6 @@ changes a single bit. Grain (https://github.com/google/grain) loads the batches 
 threads or worker processes; the batch index is the element that is split over them.
 """
 
-import ctypes
 import dataclasses
 import signal
 import weakref
@@ -19,6 +18,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from vitlab import allocator
 from vitlab.data.sources import Source
 from vitlab.errors import InputError, WorkerError
 
@@ -31,7 +31,6 @@ OnError = Literal["raise", "skip"]
 _BROKEN_SHARE = 0.01
 # Smaller arrays go through the worker's pipe: a shared memory segment costs more than the copy.
 _MIN_SHARED_BYTES = 1 << 16
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # Of glibc's malloc.h.
 
 
 class Batches:
@@ -339,7 +338,7 @@ def _load_ahead(
         num_threads=threads, prefetch_buffer_size=max(prefetch, threads) if threads else 0
     )
     loaded = batches.to_iter_dataset(options)
-    _keep_freed_memory()
+    allocator.keep_freed_memory()
     if workers:
         if not flags.FLAGS.is_parsed():
             # Grain asks for flags of its own, which absl refuses before `app.run` or this.
@@ -353,28 +352,11 @@ def _load_ahead(
 
 
 def _start_worker(worker_index: int, worker_count: int) -> None:
-    del worker_index, worker_count
-    _ignore_signals()
-    _keep_freed_memory()
-
-
-def _keep_freed_memory() -> None:
-    """Lets the process keep memory for the next image that it would give back after each one.
-
-    glibc returns what is free at the heap's end and maps large arrays anew, which then come page by
-    page: hundreds of faults an image, up to a quarter of its time. Other allocators have no
-    `mallopt`.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt:
-        mallopt(_TRIM_THRESHOLD, 256 << 20)
-        mallopt(_MMAP_THRESHOLD, 32 << 20)
-
-
-def _ignore_signals() -> None:
     """What is sent to all processes of a run is for the main one, which ends its workers itself."""
+    del worker_index, worker_count
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    allocator.keep_freed_memory()
 
 
 def _stack(examples: list[Example], source: Source) -> Batch:

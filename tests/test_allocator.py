@@ -3,19 +3,19 @@ import sys
 
 import pytest
 
-from vitlab import huge_pages
+from vitlab import allocator
 
 SCRIPT = """
 import os, sys
-from vitlab import huge_pages
+from vitlab import allocator
 print("begun", os.getpid(), sys.argv[1:])
-huge_pages.use()
+allocator.use_huge_pages()
 print("goes on", os.environ["GLIBC_TUNABLES"])
 """
 
 
 @pytest.mark.skipif(
-    not (huge_pages._library_can() and huge_pages._asking_helps()),
+    not (allocator._library_can() and allocator._asking_helps()),
     reason="large pages cannot be asked for here",
 )
 @pytest.mark.parametrize("before", ["", "glibc.malloc.arena_max=3"])
@@ -45,9 +45,9 @@ def test_the_same_command_runs_again_once_in_the_same_process(tmp_path, monkeypa
 )
 def test_nothing_happens_where_it_would_not_help(tmp_path, monkeypatch, tunables, can, mode):
     monkeypatch.setenv("GLIBC_TUNABLES", tunables)
-    monkeypatch.setattr(huge_pages, "_library_can", lambda: can)
-    monkeypatch.setattr(huge_pages, "_MODE", tmp_path / "enabled")
-    monkeypatch.setattr(huge_pages.os, "execv", lambda *_: pytest.fail("started anew"))
+    monkeypatch.setattr(allocator, "_library_can", lambda: can)
+    monkeypatch.setattr(allocator, "_MODE", tmp_path / "enabled")
+    monkeypatch.setattr(allocator.os, "execv", lambda *_: pytest.fail("started anew"))
     if mode:
         (tmp_path / "enabled").write_text(mode)
-    huge_pages.use()
+    allocator.use_huge_pages()
