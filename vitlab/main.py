@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from typing import Any
@@ -68,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         allocator.use_huge_pages()
         compilation_cache.use()
+    began = time.monotonic()
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
         command = parse(argv)
@@ -81,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     try:
-        code = _train(config, command)
+        code = _train(config, command, began)
     except BaseException:
         distributed.leave(1, traceback.format_exc())
         raise
@@ -90,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _train(config: dict[str, Any], command: Command) -> int:
+def _train(config: dict[str, Any], command: Command, began: float) -> int:
     def run():
         # What takes long is here, so that Ctrl-C ends it as anything else.
         from rich.console import Console
@@ -100,7 +102,7 @@ def _train(config: dict[str, Any], command: Command) -> int:
 
         distributed.start(command.coordinator, command.process_id, command.num_processes)
         name = pathlib.Path(command.spec.partition(":")[0]).stem
-        train(config, command.workdir, name, Console(force_jupyter=False))
+        train(config, command.workdir, name, Console(force_jupyter=False), began)
 
     return exit_code(run)
 

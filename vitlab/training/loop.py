@@ -31,7 +31,11 @@ from vitlab.training.throughput import Throughput
 
 
 def train(
-    config: dict[str, Any], workdir: pathlib.Path | None, name: str, console: Console
+    config: dict[str, Any],
+    workdir: pathlib.Path | None,
+    name: str,
+    console: Console,
+    began: float | None = None,
 ) -> dict[str, Any]:
     """Runs a config to its end, from wherever its working directory stands.
 
@@ -40,6 +44,7 @@ def train(
         workdir: the working directory; None means `runs/NAME-HASH`.
         name: of the run.
         console: where to print.
+        began: `time.monotonic()` when the command did, if that was earlier.
 
     Returns:
         What `result.json` holds; nothing on processes other than the first.
@@ -50,6 +55,7 @@ def train(
         StoppedError: SIGTERM or SIGINT; a checkpoint was written.
         OSError: the final checkpoint could not be saved.
     """
+    began = time.monotonic() if began is None else began
     setup = Setup(config)
     workdir = workdir or pathlib.Path("runs") / f"{name}-{setup.hash}"
     finished = setup.claim(workdir)
@@ -60,12 +66,14 @@ def train(
             highlight=False,
         )
         return finished
-    return _Run(setup, workdir, name, console).run()
+    return _Run(setup, workdir, name, console, began).run()
 
 
 class _Run:
-    def __init__(self, setup: Setup, workdir: pathlib.Path, name: str, console: Console):
-        self.setup, self.workdir, self.console = setup, workdir, console
+    def __init__(
+        self, setup: Setup, workdir: pathlib.Path, name: str, console: Console, began: float
+    ):
+        self.setup, self.workdir, self.console, self.began = setup, workdir, console, began
         self.experiment = setup.experiment
         self.memory = Memory(
             classes=list(setup.classes) if setup.task.classes else [],
@@ -142,7 +150,7 @@ class _Run:
                 self.workdir, step, exp.logging.tensorboard, exp.logging.wandb, name
             )
             self.progress = Progress(self.console, step, setup.total)
-        others_alive = True
+        others_alive, begins = True, step
         profile = Profile(setup.profiled, self.workdir / "profile", self.log)
         try:
             self.clock_from = time.monotonic() - self.memory.seconds
@@ -157,6 +165,9 @@ class _Run:
                 if self.signum is not None:
                     self._save_and_stop(state, step, saved)
                 state, taken = self.feed(state, step, self._until_next_stop(step))
+                if step == begins:
+                    state.step.block_until_ready()
+                    self.log(f"first step after {time.monotonic() - self.began:.1f} s")
                 step += taken
                 profile.after(step, state.nonfinite_step)
                 done = step == setup.total
