@@ -104,7 +104,7 @@ class Mlp(nn.Module):
         elif self.kind == "relu":
             y = nn.relu(y)
         else:
-            y = gelu(y) if self.kind == "gelu" else nn.gelu(y)
+            y = gelu(y, approximate=self.kind == "gelu_tanh")
         y = dropout(y, self.dropout, keys)
         return dense(x.shape[-1], name="fc2")(y)
 
