@@ -20,11 +20,12 @@ def use_huge_pages() -> None:
     XLA takes the memory of every step anew, and with pages of 4 KiB filling it in is a quarter of a
     small ViT's training step on a CPU. The C library reads its settings when a process starts: so
     the same command line runs again in this process, which keeps its number. Nothing happens where
-    that has been done, where the system gives large pages to all or to none, or where the C library
-    is not glibc 2.35 or newer.
+    that has been done, where the script came on standard input, where a person or a debugger would
+    lose what they are at, where the system gives large pages to all or to none, or where the C
+    library is not glibc 2.35 or newer.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
-    if _TUNABLE in tunables or not (_library_can() and _asking_helps()):
+    if _TUNABLE in tunables or not (_can_begin_anew() and _library_can() and _asking_helps()):
         return
     os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, (tunables, f"{_TUNABLE}=1")))
     sys.stdout.flush()
@@ -43,10 +44,22 @@ def keep_freed_memory() -> None:
         mallopt(_MMAP_THRESHOLD, 32 << 20)
 
 
+def _can_begin_anew() -> bool:
+    """Whether the process's command line does again what is being done, and nobody is in it."""
+    arguments = sys.argv[1:]
+    return (
+        bool(sys.executable)
+        and sys.argv[0] not in ("", "-")
+        and sys.orig_argv[len(sys.orig_argv) - len(arguments) :] == arguments
+        and not (sys.flags.interactive or hasattr(sys, "ps1"))
+        and sys.gettrace() is None
+    )
+
+
 def _library_can() -> bool:
     try:
         name, version = os.confstr("CS_GNU_LIBC_VERSION").split()
-    except (AttributeError, ValueError):  # another system, another library
+    except (AttributeError, OSError, ValueError):  # another system, another library
         return False
     return name == "glibc" and tuple(map(int, version.split(".")[:2])) >= (2, 35)
 

@@ -1,5 +1,6 @@
 """Presized sources: the same images, smaller, whether they are stored or not."""
 
+import io
 import pickle
 
 import numpy as np
@@ -12,6 +13,15 @@ from vitlab.data.presized import Presized
 from vitlab.data.resize import resize_small
 from vitlab.data.sources import open_source
 from vitlab.errors import InputError
+
+
+def _jpeg():
+    file = io.BytesIO()
+    Image.new("RGB", (64, 48)).save(file, "JPEG")
+    return file.getvalue()
+
+
+IMAGE = _jpeg()
 
 
 @pytest.fixture
@@ -126,3 +136,14 @@ def test_a_damaged_file_is_named_in_one_line(photographs):
         examples(Presized(photographs(), 24))
     assert str(error.value).startswith(f"{path} is damaged (")
     assert str(error.value).endswith("): remove it")
+
+
+def test_a_label_of_minus_one_stays(photographs, monkeypatch):
+    original = photographs()
+    monkeypatch.setattr(
+        type(original), "__getitem__", lambda self, i: {"image": IMAGE, "label": -1}
+    )
+    source = Presized(original, 24)
+    source.store(lambda line: None)
+    assert source[0]["label"] == -1
+    assert source[0]["image"] != IMAGE

@@ -32,3 +32,14 @@ def test_derivatives_are_those_of_the_definition():
     np.testing.assert_allclose(second(POINTS), (2 - POINTS**2) * normal, atol=2e-6)
     forward = jax.jvp(gelu, (POINTS,), (np.ones_like(POINTS),))[1]
     np.testing.assert_allclose(forward, first(POINTS), atol=1e-7)
+
+
+def test_the_approximation_is_jaxs_with_its_derivatives():
+    def ours(x):
+        return gelu(x, approximate=True)
+
+    np.testing.assert_allclose(ours(POINTS), jax.nn.gelu(POINTS), rtol=3e-7, atol=1e-6)
+    for a, b in ((ours, jax.nn.gelu), (jax.grad(ours), jax.grad(jax.nn.gelu))):
+        np.testing.assert_allclose(
+            jax.vmap(jax.grad(a))(POINTS), jax.vmap(jax.grad(b))(POINTS), atol=3e-6
+        )

@@ -55,3 +55,9 @@ def test_statistics_are_in_float32_for_bfloat16(inputs):
     output = LayerNorm(dtype=jnp.bfloat16).apply({"params": {"scale": scale, "bias": bias}}, x)
     exact = flax_norm(x.astype(jnp.float32), scale, bias)
     np.testing.assert_array_equal(output, exact.astype(jnp.bfloat16))
+
+
+def test_parameters_are_float32_wherever_x64_is_on():
+    with jax.enable_x64(True):
+        variables = LayerNorm(dtype=jnp.float64).init(jax.random.key(0), jnp.ones((2, 4)))
+    assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype("float32")}

@@ -10,6 +10,7 @@ import hashlib
 import io
 import os
 import random
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ from vitlab.data.sources import Source
 from vitlab.errors import InputError
 
 _QUALITY = 95
+_LABEL = struct.Struct("<i")  # Data sets without labels have -1.
 _VERSION = 1  # Of what is stored: another one is another folder.
 _SHARD = 4096  # Images in a file, which is written whole or not at all.
 _SAMPLES = 64  # Images that tell one data set from another under the same names.
@@ -66,7 +68,7 @@ class Presized:
     def __getitem__(self, index: int) -> dict[str, Any]:
         stored = self._stored(index)
         if stored:
-            return {"image": stored[4:], "label": int.from_bytes(stored[:4], "little")}
+            return {"image": stored[4:], "label": _LABEL.unpack(stored[:4])[0]}
         example = self._source[index]
         image = example["image"] if stored == b"" else self._reduced(example["image"])
         return {"image": image or example["image"], "label": example.get("label", 0)}
@@ -138,7 +140,7 @@ class Presized:
         except InputError:
             return b""  # Whoever asks for it shall hear of it.
         image = self._reduced(example["image"])
-        return example.get("label", 0).to_bytes(4, "little") + image if image else b""
+        return _LABEL.pack(example.get("label", 0)) + image if image else b""
 
     def _reduced(self, image: bytes | np.ndarray) -> bytes:
         """The reduced image as JPEG, or nothing for one that stays as it is."""
@@ -189,5 +191,5 @@ class Presized:
                 continue
             image = example["image"]
             found.update(image.tobytes() if isinstance(image, np.ndarray) else image)
-            found.update(example.get("label", 0).to_bytes(4, "little"))
+            found.update(_LABEL.pack(example.get("label", 0)))
         return found.hexdigest()[:16]

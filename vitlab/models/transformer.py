@@ -47,8 +47,8 @@ class LayerNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """x: f[..., width] -> f[..., width] of `dtype`."""
-        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
-        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:], jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], jnp.float32)
         return layer_norm(x, scale, bias, self.epsilon).astype(self.dtype)
 
 
@@ -104,7 +104,7 @@ class Mlp(nn.Module):
         elif self.kind == "relu":
             y = nn.relu(y)
         else:
-            y = gelu(y) if self.kind == "gelu" else nn.gelu(y)
+            y = gelu(y, approximate=self.kind == "gelu_tanh")
         y = dropout(y, self.dropout, keys)
         return dense(x.shape[-1], name="fc2")(y)
 

@@ -37,8 +37,8 @@ def serve(
     """Answers until there are no more requests.
 
     Args:
-        make: from the first request to what is known of the peer, and the function that takes so
-            many steps and gives the seconds that they took.
+        make: from the first request to what is known of the peer, and the function that takes a
+            step, then so many more, and gives the seconds that these took.
         requests: a line of JSON, then lines with a number of steps.
         answers: gets a line of JSON for each; `{"error": ...}` ends it.
         rest: seconds of sleep before an answer, until threads that spin have gone to sleep too.
@@ -95,15 +95,20 @@ def build(spec: dict[str, Any]) -> tuple[dict[str, Any], Step]:
             torch.nn.utils.clip_grad_norm_(learned, spec["clip_norm"])
         optimizer.step()
 
+    def wait():
+        if device == "cuda":
+            torch.cuda.synchronize()
+
     def run(steps):
+        step()
+        wait()
         began = time.perf_counter()
         for _ in range(steps):
             step()
-        if device == "cuda":
-            torch.cuda.synchronize()
+        wait()
         return time.perf_counter() - began
 
-    run(2)
+    run(1)
     about = {
         "parameters": parameters,
         "form": "torch.compile" if device == "cuda" else "eager",

@@ -146,6 +146,8 @@ def _timm_vit(vit: ViT, image: Sequence[int]) -> dict[str, Any]:
 def _torchvision_vit(vit: ViT, image: Sequence[int]) -> dict[str, Any]:
     _plain("torchvision", vit)
     plain = (vit.pool, vit.num_registers, vit.qk_norm, vit.layer_scale) == ("cls", 0, False, None)
+    if vit.drop_path or vit.patch_dropout:
+        raise _no("torchvision", "it has neither config.model.drop_path nor patch_dropout")
     if not plain or image[0] != 3 or image[1] != image[2]:
         raise _no("torchvision", "it has a class token, no extras, and square images of 3 channels")
     return {
