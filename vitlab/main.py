@@ -66,9 +66,6 @@ class Command:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line, trains, and turns errors into one line and an exit code."""
-    if argv is None:
-        allocator.use_huge_pages()
-        compilation_cache.use()
     began = time.monotonic()
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
@@ -155,4 +152,6 @@ def parse(argv: Sequence[str]) -> Command:
 
 
 if __name__ == "__main__":
+    allocator.use_huge_pages()
+    compilation_cache.use()
     sys.exit(main())

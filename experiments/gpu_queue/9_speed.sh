@@ -12,7 +12,7 @@ bench() {
   name=$1
   # shellcheck disable=SC2086
   timeout "$limit" ${PYTHON:-python} -c \
-    'import sys; from vitlab.commands.cli import main; sys.exit(main())' \
+    'import sys; from vitlab.commands.cli import console; sys.exit(console())' \
     bench --out "$out/$name.json" "${@:2}" --config.data.workers="${WORKERS:-0}" \
     --steps "${STEPS:-10}" --pairs "${PAIRS:-5}" ${EXTRA:-} > "$out/$name.txt" 2>&1 || failed=1
   echo "== $name"

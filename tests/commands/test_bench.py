@@ -98,3 +98,20 @@ def test_what_is_missing_is_one_line(monkeypatch, capsys, tmp_path):
     )
     assert main(["bench", *TINY, "--out", str(tmp_path / "no" / "x.json")]) == 2
     assert "there is no folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("--out", "."), "--out .: is a folder"),
+        (("--what", "inference", "--data", "real"), "--data real is for --what train"),
+        (("--config.data.cache=odd",), "config.data.cache is 'odd'"),
+        (("--config.data=3",), "config.data"),
+    ],
+)
+def test_mistakes_are_one_line(capsys, words, line):
+    assert main(["bench", *TINY, *words]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("vitlab: error: ")
+    assert line in err
+    assert err.count("\n") == 1

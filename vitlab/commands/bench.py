@@ -31,7 +31,7 @@ VERB = Verb(
             "what it is fed",
             {
                 "synthetic": "one batch of random pixels; the data need not be there",
-                "real": "also the data as a run reads them, and both together",
+                "real": "also the data as a run reads them, and both together, of train",
             },
             default="synthetic",
         ),
@@ -71,8 +71,11 @@ def run(given: Given, output: Output) -> None:
     options = given.options
     config = config_lib.load(options["config"], options.get("config.KEY", ()))
     out = pathlib.Path(options["out"]).expanduser() if "out" in options else None
-    if out and not out.parent.is_dir():
-        raise InputError(f"--out {out}: there is no folder {out.parent}")
+    if out and (out.is_dir() or not out.parent.is_dir()):
+        missing = "is a folder" if out.is_dir() else f"there is no folder {out.parent}"
+        raise InputError(f"--out {out}: {missing}")
+    if options["what"] == "inference" and options["data"] == "real":
+        raise InputError("--data real is for --what train, which has an input to measure")
     if "against" in options:
         # Or JAX takes nearly all of a GPU's memory at its start.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -90,6 +93,6 @@ def run(given: Given, output: Output) -> None:
     )
     found["config"] = options["config"]
     found["overrides"] = dict(options.get("config.KEY", ()))
+    output.document(found)
     if out:
         out.write_text(json.dumps(found, indent=1) + "\n")
-    output.document(found)

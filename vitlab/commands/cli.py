@@ -45,11 +45,15 @@ exit codes: 0 done, 1 failed, 2 wrong input, 130 stopped by Ctrl-C""".format(
 )
 
 
+def console() -> int:
+    """The command `vitlab`."""
+    allocator.use_huge_pages()
+    compilation_cache.use()
+    return main()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb, and turns errors into one line and an exit code."""
-    if argv is None:
-        allocator.use_huge_pages()
-        compilation_cache.use()
     argv = sys.argv[1:] if argv is None else list(argv)
     return exit_code(lambda: _run(argv))
 

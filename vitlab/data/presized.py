@@ -137,7 +137,7 @@ class Presized:
         """The label in four bytes and the image; nothing for one that stays as it is."""
         try:
             example = self._source[index]
-        except InputError:
+        except (InputError, OSError):
             return b""  # Whoever asks for it shall hear of it.
         image = self._reduced(example["image"])
         return _LABEL.pack(example.get("label", 0)) + image if image else b""

@@ -17,6 +17,7 @@ from vitlab.data.sources import open_source
 from vitlab.data.stand_in import StandIn, Truth
 from vitlab.errors import InputError
 from vitlab.training import flops, footprint, parallelism, peers
+from vitlab.training.experiment import Experiment
 from vitlab.training.feeding import FromDevice
 from vitlab.training.report import versions
 from vitlab.training.setup import Setup
@@ -113,6 +114,7 @@ def benchmark(
 
 def _prepare(config: dict[str, Any], data: Data, log: Log) -> tuple[Setup, str]:
     """The setup without what takes no part in a step, and what its data are in words."""
+    Experiment.from_config(config)  # as a run would, whatever is left out below
     checkpoint = {**config.get("checkpoint", {}), "best": ""}
     left_out = {"evaluators": {}, "early_stopping": {}, "init_from": "", "profile": ""}
     config = {**config, **left_out, "checkpoint": checkpoint}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
@@ -25,6 +26,20 @@ NOT_IN_HASH = (
     "model.backbone.remat",
     "model.backbone.scan",
 )
+
+
+# Keys that some runs are older than, with the value that leaves all as it was before them.
+NEWER_KEYS = {"data.cache": "", "data.presize": 0}
+
+
+def not_in_hash(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """`NOT_IN_HASH`, and those of `NEWER_KEYS` that a resolved config does not make use of."""
+
+    def value(key):
+        section, name = key.split(".")
+        return config[section].get(name, NEWER_KEYS[key])
+
+    return (*NOT_IN_HASH, *(key for key, before in NEWER_KEYS.items() if value(key) == before))
 
 
 def _check_interval(every: Duration) -> None:

@@ -136,6 +136,7 @@ def _timm_vit(vit: ViT, image: Sequence[int]) -> dict[str, Any]:
         "class_token": vit.class_token,
         "reg_tokens": vit.num_registers,
         "qk_norm": vit.qk_norm,
+        "act_layer": vit.mlp,
         "init_values": vit.layer_scale,
         "proj_drop_rate": vit.dropout,
         "drop_path_rate": vit.drop_path,
@@ -146,8 +147,8 @@ def _timm_vit(vit: ViT, image: Sequence[int]) -> dict[str, Any]:
 def _torchvision_vit(vit: ViT, image: Sequence[int]) -> dict[str, Any]:
     _plain("torchvision", vit)
     plain = (vit.pool, vit.num_registers, vit.qk_norm, vit.layer_scale) == ("cls", 0, False, None)
-    if vit.drop_path or vit.patch_dropout:
-        raise _no("torchvision", "it has neither config.model.drop_path nor patch_dropout")
+    if vit.drop_path or vit.patch_dropout or vit.mlp != "gelu":
+        raise _no("torchvision", "its model.mlp is gelu, without drop_path and patch_dropout")
     if not plain or image[0] != 3 or image[1] != image[2]:
         raise _no("torchvision", "it has a class token, no extras, and square images of 3 channels")
     return {
@@ -184,8 +185,9 @@ def _mae(mae: Any, image: Sequence[int], setup: Setup) -> dict[str, Any]:
         raise InputError(f"--against hf-mae is for task 'mae', not for {setup.experiment.task!r}")
     vit = mae.backbone
     _plain("hf-mae", vit)
-    if image[1] != image[2] or not vit.class_token or vit.num_registers:
-        raise _no("hf-mae", "it has square images, a class token and no registers")
+    extras = (vit.num_registers, vit.qk_norm, vit.layer_scale, vit.drop_path, vit.dropout)
+    if image[1] != image[2] or not vit.class_token or any(extras):
+        raise _no("hf-mae", "it has square images, a class token, no registers and no extras")
     return {
         "image_size": image[1],
         "patch_size": vit.patch_size,
@@ -194,6 +196,7 @@ def _mae(mae: Any, image: Sequence[int], setup: Setup) -> dict[str, Any]:
         "num_hidden_layers": vit.depth,
         "num_attention_heads": vit.num_heads,
         "intermediate_size": vit.mlp_dim,
+        "hidden_act": {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}[vit.mlp],
         "decoder_hidden_size": mae.decoder_width,
         "decoder_num_hidden_layers": mae.decoder_depth,
         "decoder_num_attention_heads": mae.decoder_heads,

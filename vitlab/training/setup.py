@@ -22,7 +22,7 @@ from vitlab.tasks.task import task_class
 from vitlab.training import flops, parallelism, profiling
 from vitlab.training.device_data import DeviceData
 from vitlab.training.evaluator import make_evaluator
-from vitlab.training.experiment import NOT_IN_HASH, Experiment
+from vitlab.training.experiment import Experiment, not_in_hash
 from vitlab.training.layout import lay_out, lay_out_like
 from vitlab.training.optimizer import frozen_parameters, make_optimizer
 from vitlab.training.schedules import make_schedule
@@ -43,7 +43,7 @@ class Setup:
 
     Attributes:
         experiment: the typed config; `resolved` is the same as nested dicts with every default.
-        hash: names the config, see `NOT_IN_HASH`.
+        hash: names the config, see `not_in_hash`.
         mesh, source, preprocess, task, evaluators, schedule: what they are called.
         options: of XLA's compiler.
         example: a batch of the first training example that can be read.
@@ -83,7 +83,7 @@ class Setup:
             exp.model, exp.loss, exp.augment, classes, jnp.dtype(exp.dtype()), self._axis_name
         )
         self.resolved = {**config_lib.as_dict(exp), **self.task.settings()}
-        self.hash = config_lib.hash_of(self.resolved, NOT_IN_HASH)
+        self.hash = config_lib.hash_of(self.resolved, not_in_hash(self.resolved))
         self.evaluators = [
             make_evaluator(
                 name,
@@ -201,8 +201,10 @@ class Setup:
             if began or checkpoints.list_checkpoints(workdir / "checkpoints"):
                 theirs = json.loads(path.read_text())
                 differ = _differences(
-                    json.loads(config_lib.canonical(theirs, NOT_IN_HASH)),
-                    json.loads(config_lib.canonical(self.resolved, NOT_IN_HASH)),
+                    *(
+                        json.loads(config_lib.canonical(each, not_in_hash(each)))
+                        for each in (theirs, self.resolved)
+                    )
                 )
                 if differ:
                     raise InputError(
