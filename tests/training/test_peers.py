@@ -122,7 +122,7 @@ def test_a_mae_and_a_detector():
         ("hf-mae", {}, "--against hf-mae is for task 'mae', not for 'classification'"),
         ("hf-detr", {}, "--against hf-detr is for config.model.name 'detr' with a resnet"),
         ("torchvision", {}, "square images of 3 channels"),
-        ("torchvision", {"model.patch_dropout": 0.5}, "neither config.model.drop_path nor patch"),
+        ("torchvision", {"model.patch_dropout": 0.5}, "without drop_path and patch_dropout"),
         ("timm", {"model.mlp": "swiglu"}, "no such form: config.model.mlp is 'swiglu'"),
         (
             "timm",

@@ -176,7 +176,7 @@ class _Program(NamedTuple):
     compile_seconds: float
     flops: float
     begin: Callable[[int], Any]
-    on_batch: Callable[[dict[str, jax.Array]], Any] | None = None
+    on_batch: Callable | None = None
 
     def seconds(self, steps: int) -> float:
         """Of a step, where only the last of so many is waited for."""
@@ -190,8 +190,7 @@ def _training(setup: Setup, batch: dict[str, np.ndarray]) -> _Program:
         began = time.perf_counter()
         compiled = footprint.compile_to_fit(setup, lambda line: None)
         seconds = time.perf_counter() - began
-    state = setup.fresh_state(lambda line: None)
-    number = 0
+    state, number = setup.fresh_state(lambda line: None), 0
     feed = FromDevice(setup, compiled) if setup.cache else None
     placed = None if feed else parallelism.to_devices(batch, setup.mesh)
 
@@ -207,13 +206,11 @@ def _training(setup: Setup, batch: dict[str, np.ndarray]) -> _Program:
             if feed:
                 state, taken = feed(state, number, last - number)
             else:
-                taken = 1
-                on_batch(placed)
+                state, taken = compiled(state, placed), 1
             number += taken
         return state
 
-    made = (compiled, seconds, setup.step_flops(), begin)
-    return _Program(*made) if feed else _Program(*made, on_batch)
+    return _Program(compiled, seconds, setup.step_flops(), begin, None if feed else on_batch)
 
 
 def _forward(setup: Setup, batch: dict[str, np.ndarray]) -> _Program:
