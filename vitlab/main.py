@@ -153,5 +153,6 @@ def parse(argv: Sequence[str]) -> Command:
 
 if __name__ == "__main__":
     allocator.use_huge_pages()
+    allocator.keep_freed_memory()
     compilation_cache.use()
     sys.exit(main())

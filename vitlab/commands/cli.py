@@ -48,6 +48,7 @@ exit codes: 0 done, 1 failed, 2 wrong input, 130 stopped by Ctrl-C""".format(
 def console() -> int:
     """The command `vitlab`."""
     allocator.use_huge_pages()
+    allocator.keep_freed_memory()
     compilation_cache.use()
     return main()
 

@@ -338,7 +338,6 @@ def _load_ahead(
         num_threads=threads, prefetch_buffer_size=max(prefetch, threads) if threads else 0
     )
     loaded = batches.to_iter_dataset(options)
-    allocator.keep_freed_memory()
     if workers:
         if not flags.FLAGS.is_parsed():
             # Grain asks for flags of its own, which absl refuses before `app.run` or this.
