@@ -230,9 +230,9 @@ def test_a_run_that_cannot_fit_is_told_what_would(tmp_path, capsys, monkeypatch)
     assert main(arguments(workdir, batch_size=512)) == 2
     errors = capsys.readouterr().err
     assert errors.count("\n") == 1
-    assert "a step needs 12.8 MiB on each device, which holds 7.6 MiB; it would fit with" in errors
+    assert "a step needs 9.9 MiB on each device, which holds 7.6 MiB; it would fit with" in errors
     # Half of the batch takes half of the room, and to compute again saves nothing in one block.
-    assert "config.accumulate=2 (6.6 MiB); or config.batch_size=256 (6." in errors
+    assert "config.accumulate=2 (5.1 MiB); or config.batch_size=256 (5." in errors
     assert "remat" not in errors
     assert not (workdir / "metrics.jsonl").exists()
 
