@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -52,6 +53,7 @@ def test_nothing_happens_where_it_would_not_help(tmp_path, monkeypatch, tunables
     if mode:
         (tmp_path / "enabled").write_text(mode)
     allocator.use_huge_pages()
+    assert os.environ["GLIBC_TUNABLES"] == tunables
 
 
 def test_a_script_on_standard_input_goes_on(monkeypatch):

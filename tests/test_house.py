@@ -9,7 +9,8 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 FLOORS = (
     ("errors",),
-    ("allocator", "compilation_cache", "distributed"),
+    ("allocator", "cache_folder", "distributed"),
+    ("compilation_cache",),
     ("ops", "config", "checkpoints"),
     ("models", "data", "evaluation"),
     ("weights",),

@@ -5,6 +5,8 @@ import pathlib
 import platform
 import zlib
 
+from vitlab.cache_folder import cache_folder
+
 _CPUINFO = pathlib.Path("/proc/cpuinfo")
 
 
@@ -19,8 +21,7 @@ def use() -> None:
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    folder = pathlib.Path(home, "vitlab", "compiled", _processor())
+    folder = cache_folder("compiled") / _processor()
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError:

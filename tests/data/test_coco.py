@@ -26,14 +26,6 @@ CONTENT = {
 
 
 @pytest.fixture
-def coco128() -> Path:
-    path = Path(__file__).parents[3] / "shared" / "data" / "coco128"
-    if not path.is_dir():
-        pytest.skip("needs the first images of COCO in ../shared/data/coco128")
-    return path
-
-
-@pytest.fixture
 def write(tmp_path):
     """write(content, name) writes a json, and gives the source string."""
 

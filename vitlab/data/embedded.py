@@ -11,6 +11,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 from PIL import Image
 
+from vitlab.cache_folder import cache_folder
 from vitlab.errors import InputError
 
 
@@ -80,5 +81,4 @@ def _data_dir() -> str:
     data_dir = os.environ.get("TFDS_DATA_DIR")
     if data_dir and "://" not in data_dir:  # A bucket has no atomic rename.
         return os.path.expanduser(data_dir)
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return os.path.join(cache, "vitlab", "tfds")
+    return os.fspath(cache_folder("tfds"))

@@ -22,6 +22,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from etils import epath
 from PIL import Image
 
+from vitlab.cache_folder import cache_folder
 from vitlab.data.decode import Picture
 from vitlab.data.resize import resize_small
 from vitlab.data.sources import Source
@@ -51,8 +52,7 @@ class Presized:
     def __init__(self, source: Source, size: int):
         self.class_names, self.ranges = source.class_names, source.ranges
         self._source, self._size = source, size
-        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        self.folder = epath.Path(cache) / "vitlab" / "presized" / f"{size}px-{self._identity()}"
+        self.folder = epath.Path(cache_folder("presized")) / f"{size}px-{self._identity()}"
         self._readers: dict[int, ArrayRecordReader] = {}
         self._opening = threading.Lock()
 
