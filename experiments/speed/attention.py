@@ -1,84 +1,80 @@
-"""Which attention is fastest for which shape: XLA's, cuDNN's, and either on padded tokens.
+"""Which attention is fastest for which shape, in bfloat16: cuDNN's, XLA's.
 
     python experiments/speed/attention.py [--quick]
 
-Times forward with backward in bfloat16, of the shapes that a step of ViT and MAE has, and prints
-each beside XLA's. `vitlab.ops.attention` should choose by what this says. cuDNN is left out where
-there is no GPU.
+Times `vitlab.ops.attention` forward with backward, and forward alone, by either; on shapes that
+ViT, MAE and DETR have, an odd number of tokens with one of padding. `_FUSED_LOGITS` there should be
+what this says. Without a GPU both are XLA's.
 """
 
 import statistics
 import sys
 import time
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
+from vitlab.ops import attention as ops
+
 QUICK = "--quick" in sys.argv
-# What it is of, batch, tokens, heads, head_dim.
+# What it is of, batch, queries, keys, heads, head_dim, what masks the keys.
 SHAPES = (
-    ("ViT-B/16 at 224", 256, 197, 12, 64),
-    ("ViT-L/16 at 224", 128, 197, 16, 64),
-    ("ViT-B/16 at 384", 64, 577, 12, 64),
-    ("ViT-B/16 at 512", 32, 1025, 12, 64),
-    ("MAE-B's encoder", 256, 50, 12, 64),
-    ("MAE's decoder", 256, 197, 16, 32),
-    ("DETR's encoder at 1024", 8, 1024, 8, 32),
+    ("ViT-B/16 at 224", 256, 198, 198, 12, 64, "length"),
+    ("ViT-B/16 at 224 without the class token", 256, 196, 196, 12, 64, None),
+    ("ViT-B/16 at 384", 64, 578, 578, 12, 64, "length"),
+    ("ViT-S/16 at 224", 256, 198, 198, 6, 64, "length"),
+    ("MAE-B's encoder", 256, 50, 50, 12, 64, None),
+    ("MAE's decoder", 256, 198, 198, 16, 32, "length"),
+    ("CIFAR's ViT", 512, 66, 66, 6, 64, "length"),
+    ("DETR's encoder at 1024", 8, 1024, 1024, 8, 32, "keys"),
+    ("DETR's queries to the image", 8, 100, 1024, 8, 32, "keys"),
+    ("DETR's queries to each other", 8, 100, 100, 8, 32, None),
 )
-REPEATS, LAYERS = (1, 1) if QUICK else (10, 8)
+REPEATS, LAYERS = (1, 1) if QUICK else (10, 4)
 
 
-def attend(implementation, padded):
-    def attention(query, key, value):
-        if not padded:
-            return jax.nn.dot_product_attention(query, key, value, implementation=implementation)
-        tokens = query.shape[1]
-        more = [(0, 0), (0, -tokens % padded), (0, 0), (0, 0)]
-        query, key, value = (jnp.pad(x, more) for x in (query, key, value))
-        mask = (jnp.arange(key.shape[1]) < tokens)[None, None, None]
-        y = jax.nn.dot_product_attention(
-            query, key, value, mask=mask, implementation=implementation
-        )
-        return y[:, :tokens]
+def milliseconds(query, key, mask, backward):
+    """Of a layer, among several in a row."""
 
-    return attention
-
-
-def seconds(attention, shape):
-    """Of a layer, forward and backward, among several in a row."""
-
-    def loss(x):
+    def loss(query, key):
         for _ in range(LAYERS):
-            x = attention(x, x, x)
-        return x.astype(jnp.float32).sum()
+            query = ops.attention(query, key, key, mask)
+        return query.astype(jnp.float32).sum()
 
-    x = jax.random.normal(jax.random.key(0), shape, jnp.bfloat16)
-    step = jax.jit(jax.grad(loss))
-    step(x).block_until_ready()
+    run = jax.jit(jax.grad(loss, (0, 1)) if backward else loss)
+    jax.block_until_ready(run(query, key))
     times = []
     for _ in range(5):
         began = time.perf_counter()
         for _ in range(REPEATS):
-            y = step(x)
-        y.block_until_ready()
+            made = run(query, key)
+        jax.block_until_ready(made)
         times.append((time.perf_counter() - began) / REPEATS / LAYERS)
-    return statistics.median(times)
+    return 1e3 * statistics.median(times)
 
 
-print(f"{jax.devices()[0].device_kind}, JAX {jax.__version__}, bfloat16, forward and backward")
-gpu = jax.default_backend() == "gpu"
-for name, batch, *rest in SHAPES:
-    shape = (2 if QUICK else batch, *rest)
-    plain = seconds(attend("xla", 0), shape)
-    print(f"{name}, {list(shape)}: XLA {plain * 1e3:.3f} ms", flush=True)
-    for implementation in ("xla", "cudnn") if gpu else ("xla",):
-        for padded in (0, 8, 64):
-            if (implementation, padded) == ("xla", 0):
-                continue
-            what = f"{implementation}, tokens padded to {padded}" if padded else implementation
-            try:
-                took = seconds(attend(implementation, padded), shape)
-            except Exception as error:  # what cuDNN does not have
-                print(f"  {what}: {str(error).splitlines()[0][:120]}")
-                continue
-            print(f"  {what}: {took * 1e3:.3f} ms, {plain / took:.2f} x XLA's speed", flush=True)
+print(f"{jax.devices()[0].device_kind}, JAX {jax.__version__}, bfloat16, milliseconds a layer")
+ops._FUSED_LOGITS = 0
+there = ops._has_cudnn()
+for name, batch, queries, keys, heads, head_dim, masked in SHAPES:
+    batch = 2 if QUICK else batch
+    draw = partial(jax.random.normal, dtype=jnp.bfloat16)
+    query = draw(jax.random.key(0), (batch, queries, heads, head_dim))
+    key = draw(jax.random.key(1), (batch, keys, heads, head_dim))
+    mask = None
+    if masked == "length":
+        mask = jnp.full(batch, keys - 1)
+    elif masked:
+        mask = jnp.broadcast_to(jnp.arange(keys) < 0.8 * keys, (batch, keys))
+    print(f"{name}, {list(query.shape)} to {keys}, {batch * heads * queries * keys:,} logits")
+    for backward in (True, False):
+        took = []
+        for by_cudnn in (True, False):
+            ops._has_cudnn = lambda by_cudnn=by_cudnn: there and by_cudnn
+            took.append(milliseconds(query, key, mask, backward))
+        what = "forward, backward" if backward else "forward"
+        print(
+            f"  {what}: cuDNN {took[0]:.4f}, XLA {took[1]:.4f}: {took[1] / took[0]:.2f} x",
+            flush=True,
+        )

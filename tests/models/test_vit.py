@@ -8,6 +8,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from vitlab.errors import InputError
+from vitlab.models import transformer
 from vitlab.models.transformer import Attention, Block, Encoder, Mlp
 from vitlab.models.vit import ViT
 from vitlab.ops.positions import resize_position_embedding
@@ -68,6 +69,28 @@ def test_scan_and_remat_change_no_output_gradient_or_random_draw(images, unrolle
         values_and_gradients(images, **settings),
         unrolled,
     )
+
+
+@pytest.mark.parametrize("settings", [{"pos_embed": "rope", "scan": True}, {"remat": "full"}])
+def test_padding_to_an_even_number_of_tokens_changes_nothing(images, monkeypatch, settings):
+    model = ViT(**SMALL, **settings, drop_path=0.5)
+    variables = drawn(model, images)
+    content = jnp.array([[16, 24], [16, 13]])  # the last patches of the second are padding
+
+    def run():
+        def loss(variables):
+            key = {"dropout": jax.random.key(3)}
+            logits, stages = model.apply(variables, images, train=True, rngs=key)
+            maps = model.apply(variables, images, content=content, method="feature_maps")
+            return (logits**2).sum() + (maps[8][:, :, 0] ** 2).sum(), (stages, maps)
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(variables)
+
+    plain, lengths = run(), []
+    monkeypatch.setattr(transformer, "evened", lambda x: lengths.append(x.shape[1]) or 8)
+    padded = run()
+    assert set(lengths) == {7}  # class token and six patches
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), padded, plain)
 
 
 def test_scan_stores_parameters_per_block(images):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from vitlab.errors import InputError
-from vitlab.ops.attention import attention, attention_weights
+from vitlab.ops import attention as ops_attention
+from vitlab.ops.attention import attention, attention_weights, evened
 
 BATCH, QUERIES, KEYS, HEADS, HEAD_DIM = 2, 5, 7, 3, 4
 
@@ -34,12 +35,13 @@ def test_is_softmax_attention_with_and_without_masks(arrays, dtype, tolerance):
     arrays = tuple(x.astype(dtype) for x in arrays)
     mask = np.random.default_rng(1).random((BATCH, HEADS, QUERIES, KEYS)) < 0.6
     mask[..., 0] = True
-    padding = mask[:, 0, 0]
+    padding, lengths = mask[:, 0, 0], np.array([3, KEYS])
     for given, full in (
         (None, None),
         (mask, mask),
         (mask[:1, :1], np.broadcast_to(mask[:1, :1], mask.shape)),
         (padding, np.broadcast_to(padding[:, None, None], mask.shape)),
+        (lengths, np.broadcast_to((np.arange(KEYS) < lengths[:, None])[:, None, None], mask.shape)),
     ):
         output = attention(*arrays, mask=None if given is None else jnp.asarray(given))
         assert output.dtype == dtype
@@ -83,6 +85,57 @@ def test_the_softmax_is_in_float32_for_bfloat16():
     value = jnp.array([0.0, 1.0], jnp.bfloat16)[None, :, None, None] * jnp.ones(4, jnp.bfloat16)
     weight = float(attention(query, key, value)[0, 0, 0, 0])
     assert abs(weight - 1 / (1 + np.exp(-0.25))) < 4e-3
+
+
+@pytest.fixture
+def by_cudnn(monkeypatch):
+    """Shapes of the queries that would be cuDNN's on a GPU that has it."""
+    shapes = []
+
+    def pretended(query, key, value, mask):
+        shapes.append(query.shape)
+        return query
+
+    monkeypatch.setattr(ops_attention, "_has_cudnn", lambda: True)
+    monkeypatch.setattr(ops_attention, "_cudnn", pretended)
+    return shapes
+
+
+def test_cudnn_gets_what_is_large_and_has_a_backward_pass_there(by_cudnn):
+    def shapes_of(*shape, keys=None, dtype=jnp.bfloat16, **more):
+        by_cudnn.clear()
+        q = jax.ShapeDtypeStruct(shape, dtype)
+        k = jax.ShapeDtypeStruct((shape[0], keys or shape[1], *shape[2:]), dtype)
+        jax.eval_shape(lambda q, k: attention(q, k, k, **more), q, k)
+        return list(by_cudnn)
+
+    vit_b = (256, 198, 12, 64)
+    assert shapes_of(*vit_b) == [vit_b]
+    assert shapes_of(*vit_b, mask=jnp.full(256, 197)) == [vit_b]
+    assert shapes_of(*vit_b, keys=64) == [vit_b]
+    assert shapes_of(2, 198, 12, 64) == []  # few
+    assert shapes_of(256, 197, 12, 64) == []  # odd
+    assert shapes_of(*vit_b, keys=65) == []
+    assert shapes_of(256, 198, 12, 12) == []
+    assert shapes_of(*vit_b, dtype=jnp.float32) == []
+    assert shapes_of(*vit_b, bias=jnp.zeros((1, 12, 198, 198))) == []
+    images = jax.export.symbolic_shape("batch")  # of an exported model, for all platforms
+    assert shapes_of(*images, 1024, 12, 64) == []
+
+
+def test_tokens_are_evened_where_cudnn_would_then_take_them(by_cudnn):
+    def tokens_of(*shape, dtype=jnp.bfloat16):
+        return evened(jax.ShapeDtypeStruct(shape, dtype))
+
+    assert tokens_of(256, 197, 768) == 198
+    assert tokens_of(256, 196, 768) == 196
+    assert tokens_of(2, 197, 768) == 197
+    assert tokens_of(256, 197, 768, dtype=jnp.float32) == 197
+
+
+@pytest.mark.skipif(jax.default_backend() == "gpu", reason="it may be there")
+def test_nothing_is_cudnns_without_it():
+    assert evened(jax.ShapeDtypeStruct((256, 197, 768), jnp.bfloat16)) == 197
 
 
 @pytest.mark.parametrize("mask", [jnp.ones((2, 7)), jnp.ones((2, 5, 7), bool)])

@@ -15,12 +15,13 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from vitlab.ops.activations import gelu
-from vitlab.ops.attention import attention, attention_weights
+from vitlab.ops.attention import attention, attention_weights, evened
 from vitlab.ops.dropout import drop_path, dropout
 from vitlab.ops.keys import split_each
 from vitlab.ops.normalization import layer_norm
 from vitlab.ops.positions import apply_rope
 
+INSPECTED = "intermediates"  # the collection of what is to be looked at, not learned from
 XAVIER = nn.initializers.xavier_uniform()
 # MAE draws query, key and value as one [width, 3 width] kernel.
 XAVIER_QKV = nn.initializers.variance_scaling(0.5, "fan_avg", "uniform")
@@ -79,8 +80,8 @@ class Attention(nn.Module):
             query, key = self.qk_norm(name="query_norm")(query), self.qk_norm(name="key_norm")(key)
         if rope is not None:
             query, key = apply_rope(query, rope), apply_rope(key, rope)
-        if self.is_mutable_collection("intermediates"):  # asked for: see `models.attention_weights`
-            self.sow("intermediates", "weights", attention_weights(query, key, mask, bias))
+        if self.is_mutable_collection(INSPECTED):  # asked for: see `models.attention_weights`
+            self.sow(INSPECTED, "weights", attention_weights(query, key, mask, bias))
         y = rearrange(attention(query, key, value, mask, bias), "b t h d -> b t (h d)")
         return dense(kernel_init=XAVIER, name="out")(y)
 
@@ -144,6 +145,21 @@ class Block(nn.Module):
         return x, {"/attention": attended, "/mlp": transformed, "": x}
 
 
+def _evened(x, rope, mask):
+    """The same with tokens of padding, where attention is faster with them: see `evened`."""
+    tokens = x.shape[1]
+    more = evened(x) - tokens
+    if not more or (mask is not None and mask.ndim != 2):
+        return x, rope, mask
+    if rope is not None:
+        rope = jnp.pad(rope, [(0, 0)] * (rope.ndim - 3) + [(0, more), (0, 0), (0, 0)])
+    if mask is None:
+        mask = jnp.full(len(x), tokens, jnp.int32)
+    else:
+        mask = jnp.pad(mask, ((0, 0), (0, more)))
+    return jnp.pad(x, ((0, 0), (0, more), (0, 0))), rope, mask
+
+
 class Encoder(nn.Module):
     """`depth` blocks, each from `make_block`, with drop_path rates growing linearly from 0."""
 
@@ -160,7 +176,9 @@ class Encoder(nn.Module):
         with `scan` (which compiles one block and loops over the stacked parameters) as without, and
         whether all blocks run or those from `start` on, up to `stop` (not included).
         """
-        some = range(self.depth)[start:stop]
+        some, tokens = range(self.depth)[start:stop], x.shape[1]
+        if not self.is_mutable_collection(INSPECTED):
+            x, rope, mask = _evened(x, rope, mask)
         keys = None if keys is None else split_each(keys, self.depth)
         rates = jnp.linspace(0, self.drop_path, self.depth) if self.drop_path else None
         scan, stages = self.scan and not self.is_initializing(), {}
@@ -180,5 +198,6 @@ class Encoder(nn.Module):
             else:
                 layer = jax.tree.map(lambda a, i=i: a[i], (keys, rates))
                 x, values = self.make_block(name=f"block_{i}")(x, rope, mask, *layer)
+            values = {k: v[:, :tokens] for k, v in values.items()}
             stages |= {f"block_{i}{suffix}": value for suffix, value in values.items()}
-        return x, stages
+        return x[:, :tokens], stages

@@ -57,6 +57,35 @@ class LearnedPosition(nn.Module):
         return resize_position_embedding(row, grid, old_grid=old).reshape(*grid, self.width)
 
 
+class PatchEmbedding(nn.Module):
+    """A convolution that strides by its kernel's size, with the same parameters as `nn.Conv`, but
+    of whole patches as the channels of one pixel: cuDNN takes a fifteenth of the time for that.
+
+    Not as a product of matrices: where no convolution wants the channels last, XLA on a GPU lays
+    out the tokens of all blocks with the batch last, and transposes them in each.
+    """
+
+    width: int
+    patch_size: int
+    use_bias: bool
+    kernel_init: Callable
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x):
+        """x: f[batch, height, width, channels] -> f[batch, rows, columns, width]."""
+        p, shape = self.patch_size, (self.patch_size,) * 2 + (x.shape[-1], self.width)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        bias = nn.initializers.zeros
+        bias = self.param("bias", bias, shape[-1:], jnp.float32) if self.use_bias else jnp.zeros(1)
+        x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
+        x = rearrange(x, "b (h p) (w q) c -> b h w (p q c)", p=p, q=p)
+        kernel = kernel.reshape(1, 1, -1, self.width)
+        numbers = ("NHWC", "HWIO", "NHWC")
+        y = jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=numbers)
+        return y + bias
+
+
 class ConvStem(nn.Module):
     """Patches by 3x3 convolutions of stride 2, each of twice the channels of the one before, and a
     1x1 ("Early Convolutions Help Transformers See Better", 2106.14881): with few images, or few
@@ -175,15 +204,15 @@ class ViT(nn.Module):
 
     def setup(self):
         width, mae, dtype = self.width, self.weight_init == "mae", self.dtype
-        patch, normal = (self.patch_size, self.patch_size), nn.initializers.normal
-        # The variance in two passes: the difference of one pass cancels where the mean is large.
+        normal = nn.initializers.normal
         norm = partial(LayerNorm, self.norm_eps, dtype=dtype)
         init = XAVIER_PATCH if mae else nn.initializers.lecun_normal()
-        conv = partial(nn.Conv, padding="VALID", kernel_init=init, dtype=dtype)
         if self.stem == "conv":
             self.patch_embedding = ConvStem(self.patch_size, width, norm, dtype)
         else:
-            self.patch_embedding = conv(width, patch, patch, use_bias=not self.pre_norm)
+            self.patch_embedding = PatchEmbedding(
+                width, self.patch_size, not self.pre_norm, init, dtype
+            )
         std = 0.02 if mae else width**-0.5
         self.position_embedding = LearnedPosition(width, std)
         prefix = []

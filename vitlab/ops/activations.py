@@ -1,7 +1,4 @@
-"""Activations of the networks, where JAX's own are slower: forward and derivative in one pass.
-
-The slope is all that the backward pass keeps. All are computed in float32 at least.
-"""
+"""Activations of the networks, where JAX's own are slower. All are computed in float32 at least."""
 
 from functools import partial
 
@@ -22,23 +19,34 @@ def gelu(x: jax.Array, approximate: bool = False) -> jax.Array:
     Returns:
         f[...] of x's dtype.
     """
-    return _gelu_and_slope(x, approximate)[0]
+    wide = _wide(x)
+    return (wide * _cumulative(wide, approximate)).astype(x.dtype)
 
 
 @gelu.defjvp
 def _gelu_jvp(approximate, primals, tangents):
-    value, slope = _gelu_and_slope(*primals, approximate)
-    return value, tangents[0] * slope
-
-
-def _gelu_and_slope(x, approximate):
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    (x,) = primals
+    wide = _wide(x)
+    # Of -x, so that the slope has no erf or tanh in common with the value, which XLA would keep in
+    # float32 for the backward pass: it is faster to compute from x again.
+    below = 1 - _cumulative(-wide, approximate)
     if approximate:
-        scale, cubic = (2 / jnp.pi) ** 0.5, 0.044715
-        bent = jnp.tanh(scale * (wide + cubic * wide**3))
-        below = 0.5 + 0.5 * bent
-        density = 0.5 * (1 - bent**2) * scale * (1 + 3 * cubic * wide**2)
+        density = below * (1 - below) * 2 * _SCALE * (1 + 3 * _CUBIC * wide**2)
     else:
-        below = 0.5 + 0.5 * jax.lax.erf(wide * 2**-0.5)
         density = jnp.exp(-0.5 * wide**2) * (2 * jnp.pi) ** -0.5
-    return (wide * below).astype(x.dtype), (below + wide * density).astype(x.dtype)
+    slope = below + wide * density
+    return gelu(x, approximate), (tangents[0] * slope).astype(x.dtype)
+
+
+_SCALE, _CUBIC = (2 / jnp.pi) ** 0.5, 0.044715
+
+
+def _wide(x):
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _cumulative(x, approximate):
+    if approximate:
+        # 0.5 + 0.5 tanh(y / 2), for which GPUs take twice as long
+        return jax.nn.sigmoid(2 * _SCALE * (x + _CUBIC * x**3))
+    return 0.5 + 0.5 * jax.lax.erf(x * 2**-0.5)

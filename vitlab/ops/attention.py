@@ -1,9 +1,15 @@
 """Multi-head scaled dot-product attention on arrays ("Attention Is All You Need", 1706.03762)."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 from vitlab.errors import InputError
+
+# Of all queries, keys, heads and examples. Fewer stay in a GPU's cache, and XLA's attention, which
+# writes them down, is as fast as cuDNN's, which does not: experiments/speed/attention.py.
+_FUSED_LOGITS = 2**23
 
 
 def attention(
@@ -20,9 +26,10 @@ def attention(
         key: f[batch, keys, heads, head_dim].
         value: f[batch, keys, heads, head_dim].
         mask: what may be attended to is True. bool[batch, keys] (key padding), or
-            bool[batch or 1, heads or 1, queries or 1, keys]. A masked key has exactly no weight,
-            as long as its value is finite. A query with every key masked gets the plain mean of
-            the values: finite, and for the caller to ignore.
+            bool[batch or 1, heads or 1, queries or 1, keys]; or i32[batch], how many keys, counted
+            from the first, and not 0. A masked key has exactly no weight, as long as its value is
+            finite. A query with every key masked gets the plain mean of the values: finite, and
+            for the caller to ignore.
         bias: f[batch or 1, heads or 1, queries or 1, keys].
 
     Returns:
@@ -30,9 +37,13 @@ def attention(
         (float64 for float64 inputs).
 
     Raises:
-        InputError: the mask is not boolean, or has neither 2 nor 4 axes.
+        InputError: the mask is of no such form.
     """
-    mask = _of_all_axes(mask)
+    (batch, queries, heads, head_dim), keys = query.shape, key.shape[1]
+    legal = bias is None and queries % 2 == keys % 2 == head_dim % 8 == 0 and head_dim <= 128
+    if value.dtype == jnp.bfloat16 and legal and _fused(batch, heads, queries, keys):
+        return _cudnn(query, key, value, mask)
+    mask = _of_all_axes(mask, key.shape[1])
     if value.dtype == jnp.bfloat16:
         return jax.nn.dot_product_attention(query, key, value, bias, mask)
 
@@ -62,7 +73,43 @@ def attention_weights(
         InputError: see `attention`.
     """
     query, key = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in (query, key))
-    return jax.nn.softmax(_logits(query, key, _of_all_axes(mask), bias), axis=-1)
+    mask = _of_all_axes(mask, key.shape[1])
+    return jax.nn.softmax(_logits(query, key, mask, bias), axis=-1)
+
+
+def evened(x: jax.Array) -> int:
+    """How many tokens self-attention of `x` f[batch, tokens, width] is fastest with: one more
+    where that lets cuDNN do it, which in JAX has no backward pass for an odd number. The last is
+    then to be masked."""
+    batch, tokens, width = x.shape
+    fused = x.dtype == jnp.bfloat16 and _fused(batch, max(width // 64, 1), tokens, tokens)
+    return tokens + tokens % 2 if fused else tokens
+
+
+def _fused(batch, heads, queries, keys):
+    """Whether cuDNN would be faster than XLA."""
+    # A model that is exported for all platforms has a batch of any size.
+    known = isinstance(batch, int)
+    return known and batch * heads * queries * keys >= _FUSED_LOGITS and _has_cudnn()
+
+
+@functools.cache
+def _has_cudnn():
+    device = jax.local_devices()[0]
+    cuda = device.platform == "gpu" and "cuda" in device.client.platform_version
+    return cuda and float(device.compute_capability) >= 8
+
+
+def _cudnn(query, key, value, mask):
+    lengths = {}
+    if mask is not None and mask.ndim == 1:
+        lengths, mask = {"key_value_seq_lengths": mask}, None
+    if mask is not None:
+        mask = _of_all_axes(mask, key.shape[1])
+        mask = jnp.broadcast_to(mask, (*mask.shape[:2], query.shape[1], key.shape[1]))
+    return jax.nn.dot_product_attention(
+        query, key, value, mask=mask, implementation="cudnn", **lengths
+    )
 
 
 def _logits(query, key, mask, bias):
@@ -75,12 +122,14 @@ def _logits(query, key, mask, bias):
     return logits
 
 
-def _of_all_axes(mask):
+def _of_all_axes(mask, keys):
     if mask is None:
         return None
+    if mask.ndim == 1 and jnp.issubdtype(mask.dtype, jnp.integer):
+        mask = jnp.arange(keys) < mask[:, None]
     if mask.dtype != jnp.bool_ or mask.ndim not in (2, 4):
         raise InputError(
-            f"attention mask is {mask.dtype}{list(mask.shape)}, not bool[batch, keys] or "
-            "bool[batch or 1, heads or 1, queries or 1, keys]"
+            f"attention mask is {mask.dtype}{list(mask.shape)}, not bool[batch, keys], "
+            "bool[batch or 1, heads or 1, queries or 1, keys] or i32[batch]"
         )
     return mask[:, None, None, :] if mask.ndim == 2 else mask
