@@ -235,11 +235,13 @@ def test_resuming_gives_the_same_bits(several, tmp_path, monkeypatch):
     assert records(workdir) == records(several)
 
 
+@pytest.mark.slow
 def test_how_many_steps_a_call_has_does_not_matter(several, tmp_path):
     assert main(flags(tmp_path / "single", data__preprocess=RANDOM)) == 0
     assert_alike(tmp_path / "single", several)
 
 
+@pytest.mark.slow
 def test_without_draws_the_training_is_that_of_the_host_path(tmp_path, monkeypatch):
     made = []
     original = split.eval_batches
@@ -285,6 +287,7 @@ ON_EIGHT = """
 """
 
 
+@pytest.mark.slow
 def test_one_device_and_eight_draw_the_same(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(ON_EIGHT), RANDOM],

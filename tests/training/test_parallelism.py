@@ -31,6 +31,7 @@ def first_step():
     return on_eight_devices("small", "float32", 1, 1, "one", "tensor")
 
 
+@pytest.mark.slow
 def test_the_first_step_agrees_in_float32(first_step):
     """Loss, and the gradient of each parameter to 1e-5 of its norm."""
     losses, gradients, _, _ = first_step["one"]
