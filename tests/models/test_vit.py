@@ -126,6 +126,29 @@ def test_blocks_in_parts_are_all_blocks(scan):
     jax.tree.map(assert_close, early | late, expected)
 
 
+def test_padding_to_an_even_number_of_tokens_keeps_a_mask_of_each_query(monkeypatch):
+    attend, mlp = functools.partial(Attention, 2), functools.partial(Mlp, 16)
+    block = functools.partial(Block, attend, mlp, nn.LayerNorm)
+    encoder = Encoder(2, block)
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, 5, 8)), jnp.float32)
+    variables = drawn(encoder, x)
+    full = jnp.asarray(rng.random((2, 1, 5, 5)) < 0.6).at[..., 0].set(True)
+
+    def run(mask):
+        def loss(variables):
+            y = encoder.apply(variables, x, mask=mask)[0]
+            return (y**2).sum(), y
+
+        return jax.value_and_grad(loss, has_aux=True)(variables)
+
+    for mask in (full, full[:, :, :1], full[:, 0, 0]):
+        with monkeypatch.context() as patch:
+            plain = run(mask)
+            patch.setattr(transformer, "evened", lambda x: 6)
+            jax.tree.map(functools.partial(np.testing.assert_allclose, atol=2e-5), run(mask), plain)
+
+
 def test_drop_path_drops_whole_examples_at_rates_linear_in_depth():
     model = ViT(**{**SMALL, "depth": 3}, drop_path=0.6)
     image = np.random.default_rng(0).normal(size=(1, 8, 8, 3)).astype(np.float32)

@@ -149,14 +149,16 @@ def _evened(x, rope, mask):
     """The same with tokens of padding, where attention is faster with them: see `evened`."""
     tokens = x.shape[1]
     more = evened(x) - tokens
-    if not more or (mask is not None and mask.ndim != 2):
+    if not more:
         return x, rope, mask
     if rope is not None:
         rope = jnp.pad(rope, [(0, 0)] * (rope.ndim - 3) + [(0, more), (0, 0), (0, 0)])
     if mask is None:
         mask = jnp.full(len(x), tokens, jnp.int32)
     else:
-        mask = jnp.pad(mask, ((0, 0), (0, more)))
+        if mask.ndim == 4 and mask.shape[2] == tokens:  # padding attends to what the last does
+            mask = jnp.pad(mask, ((0, 0), (0, 0), (0, more), (0, 0)), mode="edge")
+        mask = jnp.pad(mask, [(0, 0)] * (mask.ndim - 1) + [(0, more)])
     return jnp.pad(x, ((0, 0), (0, more), (0, 0))), rope, mask
 
 
