@@ -129,7 +129,7 @@ def test_blocks_in_parts_are_all_blocks(scan):
 def test_padding_to_an_even_number_of_tokens_keeps_a_mask_of_each_query(monkeypatch):
     attend, mlp = functools.partial(Attention, 2), functools.partial(Mlp, 16)
     block = functools.partial(Block, attend, mlp, nn.LayerNorm)
-    encoder = Encoder(2, block)
+    encoder = Encoder(1, block)
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(2, 5, 8)), jnp.float32)
     variables = drawn(encoder, x)
@@ -140,9 +140,9 @@ def test_padding_to_an_even_number_of_tokens_keeps_a_mask_of_each_query(monkeypa
             y = encoder.apply(variables, x, mask=mask)[0]
             return (y**2).sum(), y
 
-        return jax.value_and_grad(loss, has_aux=True)(variables)
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(variables)
 
-    for mask in (full, full[:, :, :1], full[:, 0, 0]):
+    for mask in (full, full[:, :, :1]):
         with monkeypatch.context() as patch:
             plain = run(mask)
             patch.setattr(transformer, "evened", lambda x: 6)
