@@ -1,3 +1,8 @@
+import pathlib
+import subprocess
+import sys
+import textwrap
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -92,7 +97,7 @@ def by_cudnn(monkeypatch):
     """Shapes of the queries that would be cuDNN's on a GPU that has it."""
     shapes = []
 
-    def pretended(query, key, value, mask):
+    def pretended(query, key, value, mask, lengths):
         shapes.append(query.shape)
         return query
 
@@ -131,6 +136,63 @@ def test_tokens_are_evened_where_cudnn_would_then_take_them(by_cudnn):
     assert tokens_of(256, 196, 768) == 196
     assert tokens_of(2, 197, 768) == 197
     assert tokens_of(256, 197, 768, dtype=jnp.float32) == 197
+
+
+ON_FOUR = """
+    import os
+    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    from vitlab.ops import attention as ops
+    from vitlab.ops.collectives import BATCH_AXES
+
+    plain, seen = jax.nn.dot_product_attention, []
+
+    def pretended(query, *arrays, implementation=None, **more):
+        if implementation == "cudnn":
+            seen.append(len(query))
+        return plain(query, *arrays, **more)
+
+    jax.nn.dot_product_attention = pretended
+    ops._has_cudnn, ops._FUSED_LOGITS = lambda: True, 1
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.normal(size=(8, 4, 2, 8)), jnp.bfloat16) for _ in range(3))
+    lengths, keys = jnp.array([1, 2, 3, 4, 4, 3, 2, 1]), jnp.asarray(rng.random((8, 4)) < 0.7)
+    axes = (*BATCH_AXES, "tensor")
+
+    def run(q, k, v, mask):
+        loss = lambda q, k, v: (ops.attention(q, k, v, mask).astype(jnp.float32) ** 2).sum(1)
+        y, back = jax.vjp(loss, q, k, v)
+        return y, *back(jnp.ones_like(y))
+
+    for mask in (None, lengths, keys.at[:, 0].set(True), jnp.tri(4, dtype=bool)[None, None]):
+        expected = run(q, k, v, mask)
+        assert not seen  # which device has which rows is not known
+        for shape, by_cudnn in (((2, 2, 1), [2]), ((4, 1, 1), [2]), ((2, 1, 2), [])):
+            mesh = jax.make_mesh(shape, axes, axis_types=(jax.sharding.AxisType.Auto,) * 3)
+            rows = jax.NamedSharding(mesh, jax.P(BATCH_AXES))
+            with jax.set_mesh(mesh):
+                got = jax.jit(run)(*jax.device_put((q, k, v), rows), mask)
+            for a, b in zip(got, expected, strict=True):
+                np.testing.assert_allclose(*(np.float32(x) for x in (a, b)), atol=0.05)
+            assert seen == by_cudnn, (shape, seen)
+            seen.clear()
+    of_each = [x.reshape(4, 2, *x.shape[1:]) for x in (q, k, v, lengths)]
+    got = jax.pmap(run)(*of_each)
+    for a, b in zip(got, run(q, k, v, lengths), strict=True):
+        np.testing.assert_allclose(np.float32(a).reshape(b.shape), np.float32(b), atol=0.05)
+    assert seen == [2], seen
+"""
+
+
+def test_each_of_several_devices_gives_cudnn_its_own_rows():
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(ON_FOUR)],
+        capture_output=True, text=True, env={"JAX_PLATFORMS": "cpu", "PYTHONPATH": "."},
+        cwd=pathlib.Path(__file__).parents[2],
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.mark.skipif(jax.default_backend() == "gpu", reason="it may be there")

@@ -76,14 +76,15 @@ class PatchEmbedding(nn.Module):
         """x: f[batch, height, width, channels] -> f[batch, rows, columns, width]."""
         p, shape = self.patch_size, (self.patch_size,) * 2 + (x.shape[-1], self.width)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
-        bias = nn.initializers.zeros
-        bias = self.param("bias", bias, shape[-1:], jnp.float32) if self.use_bias else jnp.zeros(1)
-        x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         x = rearrange(x, "b (h p) (w q) c -> b h w (p q c)", p=p, q=p)
         kernel = kernel.reshape(1, 1, -1, self.width)
         numbers = ("NHWC", "HWIO", "NHWC")
-        y = jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=numbers)
-        return y + bias
+        x = jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=numbers)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.width,), jnp.float32)
+            x = x + bias.astype(self.dtype)
+        return x
 
 
 class ConvStem(nn.Module):

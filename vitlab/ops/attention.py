@@ -1,14 +1,16 @@
 """Multi-head scaled dot-product attention on arrays ("Attention Is All You Need", 1706.03762)."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 
 from vitlab.errors import InputError
+from vitlab.ops.collectives import BATCH_AXES, on_each_device
 
-# Of all queries, keys, heads and examples. Fewer stay in a GPU's cache, and XLA's attention, which
-# writes them down, is as fast as cuDNN's, which does not: experiments/speed/attention.py.
+# Of all queries, keys, heads and examples of a device: where they are fewer, XLA's attention, which
+# writes them down, was about as fast as cuDNN's, which does not (experiments/speed/gpu.md).
 _FUSED_LOGITS = 2**23
 
 
@@ -28,8 +30,8 @@ def attention(
         mask: what may be attended to is True. bool[batch, keys] (key padding), or
             bool[batch or 1, heads or 1, queries or 1, keys]; or i32[batch], how many keys, counted
             from the first, and not 0. A masked key has exactly no weight, as long as its value is
-            finite. A query with every key masked gets the plain mean of the values: finite, and
-            for the caller to ignore.
+            finite. A query with every key masked gets the plain mean of the values, for the caller
+            to ignore: with a gradient of zero, as cuDNN's of it is finite and too large.
         bias: f[batch or 1, heads or 1, queries or 1, keys].
 
     Returns:
@@ -40,10 +42,11 @@ def attention(
         InputError: the mask is of no such form.
     """
     (batch, queries, heads, head_dim), keys = query.shape, key.shape[1]
-    legal = bias is None and queries % 2 == keys % 2 == head_dim % 8 == 0 and head_dim <= 128
-    if value.dtype == jnp.bfloat16 and legal and _fused(batch, heads, queries, keys):
-        return _cudnn(query, key, value, mask)
-    mask = _of_all_axes(mask, key.shape[1])
+    lengths = mask if mask is not None and mask.ndim == 1 else None
+    mask = _of_all_axes(mask, keys)
+    fused = value.dtype == jnp.bfloat16 and bias is None and _fused(batch, heads, queries, keys)
+    if fused and queries % 2 == keys % 2 == head_dim % 8 == 0 and head_dim <= 128:
+        return _cudnn(query, key, value, mask, lengths)
     if value.dtype == jnp.bfloat16:
         return jax.nn.dot_product_attention(query, key, value, bias, mask)
 
@@ -80,17 +83,32 @@ def attention_weights(
 def evened(x: jax.Array) -> int:
     """How many tokens self-attention of `x` f[batch, tokens, width] is fastest with: one more
     where that lets cuDNN do it, which in JAX has no backward pass for an odd number. The last is
-    then to be masked."""
+    then to be masked. Heads are taken to be 64 wide, which decides at the margin alone."""
     batch, tokens, width = x.shape
     fused = x.dtype == jnp.bfloat16 and _fused(batch, max(width // 64, 1), tokens, tokens)
     return tokens + tokens % 2 if fused else tokens
 
 
 def _fused(batch, heads, queries, keys):
-    """Whether cuDNN would be faster than XLA."""
+    """Whether cuDNN would be faster than XLA, and each device's rows are known to be its own."""
     # A model that is exported for all platforms has a batch of any size.
-    known = isinstance(batch, int)
-    return known and batch * heads * queries * keys >= _FUSED_LOGITS and _has_cudnn()
+    if not all(isinstance(size, int) for size in (batch, queries, keys)) or not _has_cudnn():
+        return False
+    shards = _shards()
+    return (
+        shards and batch % shards == 0 and batch * heads * queries * keys >= shards * _FUSED_LOGITS
+    )
+
+
+def _shards():
+    """Over how many devices the rows are split; 0 where that cannot be told, or heads are too."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return int(jax.device_count() == 1)
+    if mesh.manual_axes:  # by one device for itself, as under `pmap`
+        return 1
+    rows = math.prod(size for axis, size in mesh.shape.items() if axis in BATCH_AXES)
+    return rows if rows == mesh.size else 0
 
 
 @functools.cache
@@ -100,16 +118,24 @@ def _has_cudnn():
     return cuda and float(device.compute_capability) >= 8
 
 
-def _cudnn(query, key, value, mask):
-    lengths = {}
-    if mask is not None and mask.ndim == 1:
-        lengths, mask = {"key_value_seq_lengths": mask}, None
-    if mask is not None:
-        mask = _of_all_axes(mask, key.shape[1])
-        mask = jnp.broadcast_to(mask, (*mask.shape[:2], query.shape[1], key.shape[1]))
-    return jax.nn.dot_product_attention(
-        query, key, value, mask=mask, implementation="cudnn", **lengths
-    )
+def _cudnn(query, key, value, mask, lengths):
+    def of_rows(query, key, value, *masks):
+        more = {}
+        if lengths is not None:
+            more = {"key_value_seq_lengths": masks[0]}
+        elif masks:
+            more = {"mask": masks[0]}
+        return jax.nn.dot_product_attention(query, key, value, implementation="cudnn", **more)
+
+    masks = ()
+    if lengths is not None:
+        masks = (lengths.astype(jnp.int32),)
+    elif mask is not None:
+        rows = len(query) if _shards() > 1 else len(mask)
+        masks = (jnp.broadcast_to(mask, (rows, mask.shape[1], query.shape[1], key.shape[1])),)
+    # JAX's own rules for several devices are for arrays that are all split alike.
+    axis = next(iter(jax.sharding.get_abstract_mesh().manual_axes), None)
+    return on_each_device(of_rows, query, key, value, *masks, axis_name=axis)
 
 
 def _logits(query, key, mask, bias):

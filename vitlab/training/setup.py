@@ -33,9 +33,9 @@ from vitlab.weights.filling import names_of, nested
 # XLA's options that make a program on a GPU repeat to the bit.
 DETERMINISTIC = {"xla_gpu_deterministic_ops": True}
 # And that leave all products to cuBLAS, which adds biases and residuals: a ViT-B/16's step is 5 %
-# faster on an H200, and compiles in half the time (experiments/speed/gpu.md). Older versions of JAX
-# get such sums wrong (openxla/xla issues 46110 and 46897).
-CUBLAS = {"xla_gpu_enable_triton_gemm": False} if jax.__version_info__ >= (0, 11, 2) else {}
+# faster on an H200 and compiles in half the time; no other is measured (experiments/speed/gpu.md).
+# Older versions of JAX get such sums wrong (openxla/xla issues 46110 and 46897).
+CUBLAS = {"xla_gpu_enable_triton_gemm": False}
 
 
 class Setup:
@@ -64,7 +64,9 @@ class Setup:
 
     def __init__(self, config: dict[str, Any], source: Source | None = None):
         exp = self.experiment = Experiment.from_config(config)
-        self.options = {**CUBLAS, **(DETERMINISTIC if exp.deterministic else {})}
+        self.options = dict(DETERMINISTIC) if exp.deterministic else {}
+        if jax.default_backend() == "gpu" and jax.__version_info__ >= (0, 11, 2):
+            self.options |= CUBLAS
         self._axis_name = parallelism.PMAP_AXIS if exp.parallelism.mode == "pmap" else None
         self.mesh = parallelism.make_mesh(exp.parallelism, exp.batch_size)
         parts = exp.accumulate * parallelism.batch_shards(self.mesh)
