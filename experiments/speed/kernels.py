@@ -4,8 +4,8 @@
 
 with `jax[cuda13]` of version 0.11.2 installed. XLA compiles for a GPU that it is only told about.
 Matrix products and attention are cuBLAS's and cuDNN's; all else is bound by memory, so bytes read
-and written say what it costs: these kernels reach about 3.0 GB a millisecond on an H200 (gpu.md). Nothing is tuned, as
-that needs the GPU.
+and written say what it costs: these kernels reach about 3.0 GB a millisecond on an H200 (gpu.md).
+Nothing is tuned, as that needs the GPU.
 """
 
 import collections
