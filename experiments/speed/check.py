@@ -4,9 +4,10 @@
 
 Each bench is a `vitlab bench` in a process of its own. Its ratio is the peer's time over vitlab's
 where there is a peer, else what the step does of the measured matmul rate: neither depends much on
-how fast the machine is. One line for each is appended to `ratios.jsonl`. What is more than 5 %
+how fast the machine is. One line for each is appended to `ratios.jsonl`. What is more than 10 %
 below the best line of the same bench on the same hardware is printed, and the exit code is then 1:
-the best, so that many small losses are seen too.
+the best, so that many small losses are seen too. Of what has no peer to take turns with, and so
+varies by a third from one process to the next, the best of several processes counts.
 `--quick` takes one step of tiny models, to see that everything runs; those are benches of their
 own, which `--ratios` may keep elsewhere.
 """
@@ -19,7 +20,8 @@ import subprocess
 import sys
 
 FOLDER = pathlib.Path(__file__).parent
-SLOWER = 0.05
+SLOWER = 0.1
+PROCESSES = 5  # of a bench without a peer
 VIT = (
     "--config", "configs/vit_s16_imagenet.py", "--config.batch_size=16",
     "--config.data.workers=0", "--against", "timm",
@@ -45,7 +47,11 @@ def main() -> int:
     slower = []
     for name, words in BENCHES.items():
         quick = QUICK if arguments.quick else ()
-        record = bench(f"{name}_quick" if quick else name, (*words, *quick))
+        times = 1 if quick or "--against" in words else PROCESSES
+        name = f"{name}_quick" if quick else name
+        record = max(
+            (bench(name, (*words, *quick)) for _ in range(times)), key=lambda new: new["ratio"]
+        )
         same = [old for old in before if alike(old, record)]
         best = max(same, key=lambda old: old["ratio"], default=None)
         change = f", {record['ratio'] / best['ratio'] - 1:+.1%} of {best['git']}'s" if best else ""

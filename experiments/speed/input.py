@@ -6,9 +6,10 @@ Every variant is a process of its own, pinned to the same core, and all take tur
 pass of each over the photographs, and a ratio is one of two neighbours in a round. What is counted
 is the processor's time, of all threads, so other programs on the machine disturb little.
 
-`--before` is a folder with an older vitlab, `--torchvision` and `--tensorflow` are interpreters
-that have these; what is not given is not measured. `--longer N` first makes the longer side of
-every photograph N pixels, `--presize N` adds vitlab on what `config.data.presize=N` keeps.
+`--before` is a folder with an older vitlab, `--turbojpeg` one with libturbojpeg.so.0 of version 3
+or newer, `--torchvision` and `--tensorflow` are interpreters that have these; what is not given is
+not measured. `--longer N` first makes the longer side of every photograph N pixels, `--presize N`
+adds vitlab on what `config.data.presize=N` keeps.
 """
 
 import argparse
@@ -151,11 +152,13 @@ def tensorflow(area_min):
 
 VARIANTS = {
     "vitlab": (vitlab, BIG_VISION),
+    "vitlab, libturbojpeg": (vitlab, BIG_VISION),
     "vitlab, before": (vitlab, BIG_VISION),
     "vitlab, shrink": (vitlab, SHRINK),
     "vitlab, presized": (vitlab, BIG_VISION),
     "tf.data, decode_and_crop": (tensorflow, 0.05),
     "vitlab, torchvision's crop": (vitlab, TORCHVISION),
+    "vitlab, the same, libturbojpeg": (vitlab, TORCHVISION),
     "torchvision, PIL": (torchvision, True),
     "torchvision, io": (torchvision_io, True),
 }
@@ -175,10 +178,13 @@ def work(name, files):
 
 
 class Variant:
-    def __init__(self, name, python, root, files, core):
+    def __init__(self, name, python, root, files, core, libraries):
+        environment = {**os.environ, "PYTHONPATH": str(root), "TF_CPP_MIN_LOG_LEVEL": "3"}
+        if libraries:
+            environment["LD_LIBRARY_PATH"] = str(libraries)
         self.process = subprocess.Popen(
             [python, __file__, "--work", name, *map(str, files)],
-            env={**os.environ, "PYTHONPATH": str(root), "TF_CPP_MIN_LOG_LEVEL": "3"},
+            env=environment,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         os.sched_setaffinity(self.process.pid, {core})
@@ -228,6 +234,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=pathlib.Path)
     parser.add_argument("--before", type=pathlib.Path)
+    parser.add_argument("--turbojpeg", type=pathlib.Path)
     parser.add_argument("--torchvision")
     parser.add_argument("--tensorflow")
     parser.add_argument("--longer", type=int)
@@ -247,12 +254,14 @@ def main():
     print(f"{len(files)} photographs of {kib:.1f} KiB on average")
     variants = {}
 
-    def add(name, python=sys.executable, root=root, files=files):
-        variant = Variant(name, python, root, files, options.core)
+    def add(name, python=sys.executable, root=root, files=files, libraries=None):
+        variant = Variant(name, python, root, files, options.core, libraries)
         if variant.ready:
             variants[name] = variant
 
     add("vitlab")
+    if options.turbojpeg:
+        add("vitlab, libturbojpeg", libraries=options.turbojpeg)
     if options.before:
         add("vitlab, before", root=options.before)
     add("vitlab, shrink")
@@ -261,6 +270,8 @@ def main():
     if options.tensorflow:
         add("tf.data, decode_and_crop", options.tensorflow)
     add("vitlab, torchvision's crop")
+    if options.turbojpeg:
+        add("vitlab, the same, libturbojpeg", libraries=options.turbojpeg)
     if options.torchvision:
         add("torchvision, PIL", options.torchvision)
         add("torchvision, io", options.torchvision)
@@ -274,14 +285,21 @@ def main():
         variant.close()
     rows = {}
     for name, seconds in times.items():
-        against = "vitlab, torchvision's crop" if name.startswith("torchvision") else "vitlab"
-        ratios = sorted(a / b for a, b in zip(seconds, times[against], strict=True))
         rate = 1 / statistics.median(seconds)
-        rows[name] = {"images_per_second": rate, "seconds": seconds, "times_of": against}
-        print(
-            f"{name:28} {rate:7.0f} images/s   {statistics.median(ratios):.2f} x the time of "
-            f"{against} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+        rows[name] = {"images_per_second": rate, "seconds": seconds}
+        print(f"{name:30} {rate:7.0f} images/s", end="")
+        theirs = name.startswith("torchvision")
+        beside = (
+            ("vitlab, torchvision's crop", "vitlab, the same, libturbojpeg")
+            if theirs
+            else ("vitlab", "vitlab, libturbojpeg")
         )
+        for other in beside:
+            if other in times:
+                ratios = sorted(a / b for a, b in zip(seconds, times[other], strict=True))
+                print(f"   {statistics.median(ratios):.2f} x the time of {other}", end="")
+                print(f" ({ratios[0]:.2f} to {ratios[-1]:.2f})", end="")
+        print()
     if options.json:
         options.json.write_text(json.dumps({"kib": kib, "variants": rows}, indent=1) + "\n")
 

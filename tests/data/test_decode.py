@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vitlab.data import decode as decoding
+from vitlab.data import turbojpeg
 from vitlab.data.decode import Picture, decode
 from vitlab.errors import InputError
 
@@ -188,6 +190,16 @@ def scene():
     return (smooth + rng.integers(-20, 21, smooth.shape)).clip(0, 255).astype(np.uint8)
 
 
+@pytest.fixture(params=["Pillow", "libturbojpeg"])
+def decoder(request, monkeypatch):
+    """What pieces of a JPEG come from; libturbojpeg is there in conda's environments, say."""
+    if request.param == "Pillow":
+        monkeypatch.setattr(decoding, "decode_piece", lambda *_: None)
+    elif turbojpeg._library() is None:
+        pytest.skip("no libturbojpeg 3 here")
+
+
+@pytest.mark.usefixtures("decoder")
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
@@ -195,6 +207,7 @@ def scene():
         ("JPEG", {"subsampling": "4:2:2"}),
         ("JPEG", {"subsampling": "4:4:4", "optimize": True}),
         ("JPEG", {"restart_marker_rows": 1}),
+        ("JPEG", {"keep_rgb": True}),
         ("JPEG", {"progressive": True}),
         ("PNG", {}),
         ("WEBP", {}),
@@ -214,6 +227,7 @@ def test_a_piece_has_the_pixels_of_the_whole(scene, kind, options, mode):
             np.testing.assert_array_equal(piece, whole[top:bottom, left:right])
 
 
+@pytest.mark.usefixtures("decoder")
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_piece_is_of_the_upright_image(scene, orientation):
     exif = Image.Exif()
@@ -225,6 +239,7 @@ def test_a_piece_is_of_the_upright_image(scene, orientation):
         np.testing.assert_array_equal(Picture(data)[piece], whole[piece])
 
 
+@pytest.mark.usefixtures("decoder")
 def test_pieces_of_photographs_have_the_pixels_of_the_whole(coco128):
     rng = np.random.default_rng(0)
     for path in sorted(coco128.glob("train2017/*.jpg")):
@@ -235,6 +250,7 @@ def test_pieces_of_photographs_have_the_pixels_of_the_whole(coco128):
         np.testing.assert_array_equal(Picture(data)[piece], whole[piece])
 
 
+@pytest.mark.usefixtures("decoder")
 def test_a_piece_of_a_damaged_file_is_no_other_than_of_the_whole(scene):
     def outcome(function):
         try:
@@ -253,6 +269,7 @@ def test_a_piece_of_a_damaged_file_is_no_other_than_of_the_whole(scene):
         assert outcome(lambda: Picture(damaged, **size)[10:50, 20:70]) == whole  # noqa: B023
 
 
+@pytest.mark.usefixtures("decoder")
 def test_a_shrunken_piece_is_the_least_fraction_that_is_large_enough(scene):
     large = Image.fromarray(scene).resize((1240, 800), Image.Resampling.BICUBIC)
     data = encode(large, "JPEG", quality=95)
@@ -264,3 +281,33 @@ def test_a_shrunken_piece_is_the_least_fraction_that_is_large_enough(scene):
         assert np.abs(piece - blocks.mean((1, 3))).mean() < 1.5
     png = encode(large, "PNG")
     assert Picture(png, least=(1, 1))[200:600, 8:1208].shape == (400, 1200, 3)
+
+
+def test_both_decoders_give_the_same_bits_at_every_size(coco128, monkeypatch):
+    if turbojpeg._library() is None:
+        pytest.skip("no libturbojpeg 3 here")
+    rng = np.random.default_rng(0)
+    for path in sorted(coco128.glob("train2017/*.jpg"))[:64]:
+        data = path.read_bytes()
+        height, width = Picture(data).shape[:2]
+        for factor in (1, 2, 4, 8):
+            top, left = rng.integers(height // 2), rng.integers(width // 2)
+            box = left, top, rng.integers(left + 32, width + 1), rng.integers(top + 32, height + 1)
+            left, top, right, bottom = (int(edge) for edge in box)
+            least = (bottom - top) // factor, (right - left) // factor
+            picture, piece = Picture(data, least=least), np.s_[top:bottom, left:right]
+            fast = picture[piece]
+            with monkeypatch.context() as patch:
+                patch.setattr(decoding, "decode_piece", lambda *_: None)
+                np.testing.assert_array_equal(fast, Picture(data, least=least)[piece])
+
+
+def test_libturbojpeg_before_version_3_is_not_used(monkeypatch):
+    """It has nothing that begins with tj3."""
+    monkeypatch.setattr(turbojpeg.ctypes, "CDLL", lambda name: object())
+    turbojpeg._library.cache_clear()
+    try:
+        assert turbojpeg._library() is None
+        assert turbojpeg.decode_piece(b"", (0, 0, 1, 1)) is None
+    finally:
+        turbojpeg._library.cache_clear()

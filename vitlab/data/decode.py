@@ -1,7 +1,8 @@
 """Decoding of image files to uint8 arrays, on the host: whole, or the piece that is wanted.
 
 A JPEG is one stream of codes from its first row to its last, so a piece costs the rows above and
-beside it, but none below: `Picture` has only those rows decoded.
+beside it, but none below: `Picture` has only those rows decoded, and where libturbojpeg is there
+little more than the piece.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from vitlab.data.arguments import Between
+from vitlab.data.turbojpeg import decode_piece
 from vitlab.errors import InputError
 
 _NAMES = {"JPEG": "JPEG", "PNG": "PNG", "WEBP": "WebP", "BMP": "BMP", "GIF": "GIF"}
@@ -128,10 +130,23 @@ class Picture:
         (top, bottom), (left, right) = (
             each.indices(length)[:2] for each, length in zip(piece, self.shape, strict=False)
         )
-        box = self._stored(left, top, right, bottom)
+        stored = self._stored(left, top, right, bottom)
         factor = self._factor(bottom - top, right - left)
-        piece = self._loaded(box[3], factor).crop([round(edge / factor) for edge in box])
+        box = tuple(round(edge / factor) for edge in stored)
+        pixels = None
+        if self._header.format == "JPEG" and self._header.mode == "RGB" and self._has_end():
+            pixels = decode_piece(self._data, box, factor)
+        if pixels is None:
+            piece = self._loaded(stored[3], factor).crop(box)
+        elif self._orientation == 1 and self._channels == 3:
+            return pixels
+        else:
+            piece = Image.fromarray(pixels)
         return _pixels(_upright(piece, self._orientation), self._channels)
+
+    def _has_end(self) -> bool:
+        """Whether the file ends as a JPEG does: one that is cut short has to be found out."""
+        return self._data.endswith(_END)
 
     def _stored(self, left: int, top: int, right: int, bottom: int) -> tuple[int, int, int, int]:
         """Where a box of the upright image lies in the stored one."""
@@ -156,13 +171,12 @@ class Picture:
     def _without_rows_below(self, bottom: int) -> bytes:
         """The file, or one that ends before rows which those above `bottom` do not need.
 
-        It has a header that says so, which changes nothing else in a baseline JPEG that has its
-        end: one cut short has to be found out.
+        It has a header that says so, which changes nothing else in a baseline JPEG.
         """
         data, height = self._data, bottom + _CONTEXT
         spared = self._header.width * (self._header.height - height)
         place = _place_of_height(data) if self._header.format == "JPEG" else None
-        if place is None or spared < _FEW or not data.endswith(_END):
+        if place is None or spared < _FEW or not self._has_end():
             return data
         return b"".join((data[:place], height.to_bytes(2, "big"), data[place + 2 :]))
 

@@ -6,14 +6,20 @@ from jax import Array
 
 from vitlab.errors import InputError
 
+# Of bids, before the search: 4 halve its steps once a model has begun to learn, and more save as
+# much time as they take (experiments/speed/notes.md).
+ROUNDS = 4
+
 
 def hungarian(cost: Array, num_targets: Array) -> Array:
     """Gives each target a query of its own so that the sum of the costs is the least.
 
-    Shortest augmenting paths, as scipy's `linear_sum_assignment` (Crouse 2016, "On implementing
-    2D rectangular assignment algorithms"). One loop advances all problems, each by one step of its
-    own search, so that it ends after the steps of the longest; targets beyond `num_targets` cost
-    nothing. Nothing leaves the device, and no gradient goes through.
+    A few rounds in which all targets bid for queries at once (Bertsekas 1988, "The auction
+    algorithm") leave a matching that is optimal for the targets that have a query, and prices;
+    shortest augmenting paths match the others, as in scipy's `linear_sum_assignment` (Crouse 2016,
+    "On implementing 2D rectangular assignment algorithms"). One loop advances all problems, each by
+    one step of its own, so that it ends after the steps of the longest; targets beyond
+    `num_targets` cost nothing. Nothing leaves the device, and no gradient goes through.
 
     Args:
         cost: f32[batch, targets, queries]. What is not finite counts as worse than all the rest.
@@ -25,7 +31,7 @@ def hungarian(cost: Array, num_targets: Array) -> Array:
     Raises:
         InputError: there are more targets than queries.
     """
-    batch, targets, queries = cost.shape
+    _, targets, queries = cost.shape
     if targets > queries:
         raise InputError(
             f"{targets} targets cannot each be matched with one of {queries} queries: "
@@ -34,83 +40,142 @@ def hungarian(cost: Array, num_targets: Array) -> Array:
     cost = jax.lax.stop_gradient(cost)
     worst = jnp.max(jnp.abs(jnp.where(jnp.isfinite(cost), cost, 0)), axis=(1, 2), keepdims=True)
     cost = jnp.where(jnp.isfinite(cost), cost, 2 * worst + 1)
-    each = jnp.arange(batch)
-    free = jnp.full((batch, queries), -1)  # the target of each query, or -1
-    unreached = jnp.full((batch, queries), jnp.inf, cost.dtype)
+    there = jnp.arange(targets) < num_targets[:, None]
+    query_of, owner, v = _bid(cost, there)
+    return jnp.maximum(_augment(cost, there & (query_of < 0), query_of, owner, v), 0)
 
-    def searching(state):
-        return (state["root"] < num_targets).any()
+
+def _bid(cost: Array, there: Array) -> tuple[Array, Array, Array]:
+    """`ROUNDS` in which each target without a query bids for its best one, as much as that is
+    better than its second best. The highest bid wins the query, which its owner loses.
+
+    Returns:
+        i32[batch, targets], the query of each target, or -1; i32[batch, queries], the owner of each
+        query, or -1; f32[batch, queries], less than 0 by the query's price. Owners have a query
+        that is the best for them at these prices, and queries without an owner are free of charge.
+    """
+    batch, targets, queries = cost.shape
+    target, query = jnp.arange(targets)[:, None], jnp.arange(queries)
+
+    def bid(_, state):
+        query_of, owner, v = state
+        reduced = cost - v[:, None]
+        best = reduced.min(axis=2, keepdims=True)
+        wanted = _nearest(reduced, best, owner[:, None])
+        at_wanted = query == wanted[..., None]
+        second = jnp.where(at_wanted, jnp.inf, reduced).min(axis=2, keepdims=True)
+        bids = there & (query_of < 0)
+        offers = jnp.where(at_wanted & bids[..., None], second - best, -1)
+        highest = offers.max(axis=1, keepdims=True)
+        winner = jnp.where(offers == highest, target, targets).min(axis=1)
+        sold = highest[:, 0] >= 0
+        owner = jnp.where(sold, winner, owner)
+        v = v - jnp.where(sold & jnp.isfinite(highest[:, 0]), highest[:, 0], 0)
+        query_of = jnp.where(bids, wanted, query_of)
+        keeps = jnp.take_along_axis(owner, jnp.maximum(query_of, 0), axis=1) == target[:, 0]
+        return jnp.where(keeps, query_of, -1), owner, v
+
+    state = (
+        jnp.full((batch, targets), -1),
+        jnp.full((batch, queries), -1),
+        jnp.zeros((batch, queries), cost.dtype),
+    )
+    return jax.lax.fori_loop(0, ROUNDS, bid, state)
+
+
+def _nearest(distance: Array, least: Array, owner: Array) -> Array:
+    """The first query, i32[...], at the `least` of f32[..., queries]; of several one that is free,
+    if there is one: ties would cost much else."""
+    queries = distance.shape[-1]
+    place = jnp.arange(queries) + jnp.where(owner < 0, 0, queries)
+    return jnp.where(distance == least, place, 2 * queries).min(axis=-1) % queries
+
+
+def _augment(cost: Array, left: Array, query_of: Array, owner: Array, v: Array) -> Array:
+    """Matches the targets that are `left`, bool[batch, targets], one after the other: Dijkstra's
+    search for the free query that is the nearest by reduced costs, then the walk back along its
+    path, on which each target changes over to the next query.
+
+    Returns:
+        i32[batch, targets], the query of each target, or -1.
+    """
+    batch, targets, queries = cost.shape
+    target, query = jnp.arange(targets), jnp.arange(queries)
+    order, number = jnp.argsort(~left, axis=1, stable=True), left.sum(axis=1)
+
+    def at(x, index):
+        return jnp.take_along_axis(x, index[:, None], axis=1)[:, 0]
+
+    def each(x):
+        return x[:, None]
+
+    def root(turn):
+        return at(order, jnp.minimum(turn, targets - 1))
 
     def step(state):
-        """From the target last reached, one step of Dijkstra's search for a query that is free."""
-        root, owner, distance = state["root"], state["owner"], state["distance"]
-        here = state["here"]
+        v, distance, came_from = state["v"], state["distance"], state["came_from"]
+        query_of, owner, here = state["query_of"], state["owner"], state["here"]
+        walks = state["walks"]
+        searches = (state["turn"] < number) & ~walks
+        start = root(state["turn"])
+
+        # The search goes on from the target that it reached last.
         row = jnp.take_along_axis(cost, here[:, None, None], axis=1)[:, 0]
-        reduced = row - jnp.take_along_axis(state["u"], here[:, None], axis=1) - state["v"]
-        reduced = reduced + state["reached"][:, None]
-        closer = ~state["done"] & (reduced < distance)
+        reduced = row - each(at(state["u"], here)) - v + each(state["reached"])
+        closer = each(searches) & ~state["done"] & (reduced < distance)
         distance = jnp.where(closer, reduced, distance)
-        came_from = jnp.where(closer, here[:, None], state["came_from"])
-        # Of the nearest queries one that is free, if there is one: ties would cost much else.
+        came_from = jnp.where(closer, each(here), came_from)
         open_distance = jnp.where(state["done"], jnp.inf, distance)
-        reached = open_distance.min(axis=1)
-        nearest = open_distance == reached[:, None]
-        query = jnp.argmax(nearest * (1 + (owner < 0)), axis=1)
-        active = root < num_targets
-        done = state["done"].at[each, query].set(True)
-        found = active & (owner[each, query] < 0)
+        reached = jnp.where(searches, open_distance.min(axis=1), state["reached"])
+        now = jnp.where(walks, state["now"], _nearest(open_distance, each(reached), owner))
+        at_now = query == each(now)
+        done = state["done"] | (at_now & each(searches))
+        of_now = at(owner, now)
+        found = searches & (of_now < 0)
 
-        # The search has ended: new potentials, and the path's matches change over.
-        slack = jnp.where(done & found[:, None], reached[:, None] - distance, 0)
-        v = state["v"] - slack
-        mine = jnp.maximum(state["query_of"], 0)
-        matched = (state["query_of"] >= 0) & jnp.take_along_axis(done, mine, axis=1)
-        raised = jnp.where(matched, jnp.take_along_axis(slack, mine, axis=1), 0)
-        at_root = jnp.arange(targets) == root[:, None]
-        u = state["u"] + raised + jnp.where(at_root & found[:, None], reached[:, None], 0)
+        # It has found one: new potentials.
+        slack = jnp.where(done & each(found), each(reached) - distance, 0)
+        mine = jnp.maximum(query_of, 0)
+        passed = (query_of >= 0) & jnp.take_along_axis(done, mine, axis=1)
+        u = state["u"] + jnp.where(passed, jnp.take_along_axis(slack, mine, axis=1), 0)
+        u = u + jnp.where((target == each(start)) & each(found), each(reached), 0)
 
-        def walking(path):
-            return path["walks"].any()
-
-        def walk(path):
-            walks, q = path["walks"], path["query"]
-            t = came_from[each, q]
-            before = path["query_of"][each, t]
-            return {
-                "owner": path["owner"].at[each, q].set(jnp.where(walks, t, path["owner"][each, q])),
-                "query_of": path["query_of"].at[each, t].set(jnp.where(walks, q, before)),
-                "query": jnp.where(walks & (t != root), before, q),
-                "walks": walks & (t != root),
-            }
-
-        path = {"owner": owner, "query_of": state["query_of"], "query": query, "walks": found}
-        path = jax.lax.while_loop(walking, walk, path)
-        root = root + found
-        begin = found[:, None]
+        # A step of the walk.
+        walks = walks | found
+        changes = at(came_from, now)
+        at_changes = target == each(changes)
+        ends = walks & (changes == start)
+        turn = state["turn"] + ends
+        here = jnp.where(ends, root(turn), jnp.where(searches & ~found, of_now, here))
         return {
-            "root": root,
-            "here": jnp.where(found, jnp.minimum(root, targets - 1), owner[each, query]) * active,
-            "reached": jnp.where(found, 0, reached),
-            "distance": jnp.where(begin, jnp.inf, distance),
+            "turn": turn,
+            "here": here,
+            "reached": jnp.where(ends, 0, reached),
+            "distance": jnp.where(each(ends), jnp.inf, distance),
             "came_from": came_from,
-            "done": done & ~begin,
+            "done": done & ~each(ends),
             "u": u,
-            "v": v,
-            "owner": path["owner"],
-            "query_of": path["query_of"],
+            "v": v - slack,
+            "owner": jnp.where(at_now & each(walks), each(changes), owner),
+            "query_of": jnp.where(at_changes & each(walks), each(now), query_of),
+            "walks": walks & ~ends,
+            "now": at(query_of, changes),
         }
 
     zeros = jnp.zeros(batch, jnp.int32)
     state = {
-        "root": zeros,  # the target that is being matched
-        "here": zeros,  # the target that the search stands at
-        "reached": jnp.zeros(batch, cost.dtype),  # its distance from the root
-        "distance": unreached,
+        "turn": zeros,  # the place in `order` of the target that is being matched
+        "here": root(zeros),  # the target that the search stands at
+        "reached": jnp.zeros(batch, cost.dtype),  # its distance from the first
+        "distance": jnp.full((batch, queries), jnp.inf, cost.dtype),
         "came_from": jnp.zeros((batch, queries), jnp.int32),
         "done": jnp.zeros((batch, queries), bool),
-        "u": jnp.zeros((batch, targets), cost.dtype),
-        "v": jnp.zeros((batch, queries), cost.dtype),
-        "owner": free,
-        "query_of": jnp.full((batch, targets), -1),
+        "u": (cost - v[:, None]).min(axis=2),
+        "v": v,
+        "owner": owner,
+        "query_of": query_of,
+        "walks": jnp.zeros(batch, bool),
+        "now": zeros,  # the query that the walk stands at
     }
-    return jnp.maximum(jax.lax.while_loop(searching, step, state)["query_of"], 0)
+    searching = lambda state: (state["turn"] < number).any()  # noqa: E731
+    return jax.lax.while_loop(searching, step, state)["query_of"]
