@@ -14,7 +14,6 @@ import re
 import sys
 
 os.environ |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "-1"}
-os.environ["XLA_FLAGS"] = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
 import jax  # noqa: E402
 import jax._src.cudnn.fused_attention_stablehlo as cudnn  # noqa: E402
 import jax._src.xla_bridge as xla_bridge  # noqa: E402
@@ -23,6 +22,7 @@ from jax.experimental import topologies  # noqa: E402
 from vitlab import config as config_lib  # noqa: E402
 from vitlab.ops import attention  # noqa: E402
 from vitlab.training import benchmark  # noqa: E402
+from vitlab.training.setup import CUBLAS  # noqa: E402
 
 H200 = """
 gpu_device_info {
@@ -101,7 +101,8 @@ def main():
         (setup.target, setup.batch),
     )
     traced = jax.jit(setup._step, donate_argnums=0).trace(state, batch)
-    hlo = traced.lower(lowering_platforms=("cuda",)).compile().as_text()
+    lowered = traced.lower(lowering_platforms=("cuda",))
+    hlo = lowered.compile({**CUBLAS, "xla_gpu_autotune_level": 0}).as_text()
     moved, times = collections.Counter(), collections.Counter()
     for name, made, number, operation in kernels(hlo):
         times[name, made, operation] += 1

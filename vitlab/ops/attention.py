@@ -11,7 +11,7 @@ from vitlab.ops.collectives import BATCH_AXES, on_each_device
 
 # Of all queries, keys, heads and examples of a device: where they are fewer, XLA's attention, which
 # writes them down, was about as fast as cuDNN's, which does not (experiments/speed/gpu.md).
-_FUSED_LOGITS = 2**23
+_FUSED_LOGITS = 2**22
 
 
 def attention(

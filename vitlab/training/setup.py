@@ -34,8 +34,9 @@ from vitlab.weights.filling import names_of, nested
 DETERMINISTIC = {"xla_gpu_deterministic_ops": True}
 # And that leave all products to cuBLAS, which adds biases and residuals: a ViT-B/16's step is 5 %
 # faster on an H200 and compiles in half the time; no other is measured (experiments/speed/gpu.md).
-# Older versions of JAX get such sums wrong (openxla/xla issues 46110 and 46897).
-CUBLAS = {"xla_gpu_enable_triton_gemm": False}
+# Small products of the same array, query, key and value say, stay apart, as one of all three has no
+# place for the biases. Older versions of JAX get such sums wrong (openxla/xla issues 46110, 46897).
+CUBLAS = {"xla_gpu_enable_triton_gemm": False, "xla_gpu_dot_merger_threshold_mb": 0}
 
 
 class Setup:
