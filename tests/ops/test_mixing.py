@@ -2,10 +2,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.stats import beta, kstest
 
 from vitlab.errors import InputError
 from vitlab.ops.keys import batch_key
-from vitlab.ops.mixing import cutmix, mixup, mixup_or_cutmix
+from vitlab.ops.mixing import _beta, cutmix, mixup, mixup_or_cutmix
 
 HEIGHT, WIDTH, CLASSES = 12, 9, 5
 
@@ -55,6 +56,24 @@ def test_mixup_is_one_convex_sum_of_each_example_and_the_one_before_it(batch):
     np.testing.assert_allclose(
         mixed_targets, weight * targets + (1 - weight) * targets[partner], atol=1e-6
     )
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.8, 1.0, 8.0])
+def test_shares_have_the_beta_distribution(alpha):
+    """Kolmogorov and Smirnov's test on the lower half: close to 1 float32 has no more numbers."""
+    keys = jax.vmap(lambda i: batch_key(0, "mix", i))(jnp.arange(20_000))
+    for given in (alpha, jnp.float32(alpha)):  # traced where the method is drawn
+        shares = np.asarray(jax.jit(jax.vmap(lambda key, a=given: _beta(key, a)))(keys))
+        lower = shares[shares < 0.5]
+        assert abs(len(lower) / len(shares) - 0.5) < 0.01
+        assert kstest(lower, lambda x: 2 * beta(alpha, alpha).cdf(x)).pvalue > 1e-3
+
+
+def test_nothing_in_a_mixed_step_waits_for_the_host(batch):
+    """As a GPU does for each round of a loop whose end is not known."""
+    mix = jax.jit(lambda x, y, key: mixup_or_cutmix(x, y, key, 0.8, 1.0))
+    traced = mix.trace(*batch, batch_key(0, "mix", 0))
+    assert "while" not in traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
 def test_mixup_weights_are_the_larger_side_of_the_beta_distribution(markers):

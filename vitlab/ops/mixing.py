@@ -12,6 +12,9 @@ from jax import Array
 from vitlab.errors import InputError
 from vitlab.ops.collectives import roll_rows
 
+# Of draws that are each accepted with a probability of at least 0.95: all are refused once in 10^20.
+_PROPOSALS = 16
+
 
 def mixup(
     images: Array,
@@ -36,7 +39,7 @@ def mixup(
       InputError: alpha is not positive, or images and targets do not have the same batch.
     """
     _check("mixup", images, targets, alpha=alpha)
-    weight = _mixup_weight(jax.random.beta(key, alpha, alpha, dtype=jnp.float32))
+    weight = _mixup_weight(_beta(key, alpha))
     return _mix(images, targets, jnp.full(images.shape[1:3], weight), weight, axis_name)
 
 
@@ -55,7 +58,7 @@ def cutmix(
     """
     _check("cutmix", images, targets, alpha=alpha)
     weight_key, box_key = jax.random.split(key)
-    share = jax.random.beta(weight_key, alpha, alpha, dtype=jnp.float32)
+    share = _beta(weight_key, alpha)
     kept, weight = _cutmix_weights(box_key, images.shape[1:3], share)
     return _mix(images, targets, kept, weight, axis_name)
 
@@ -103,7 +106,7 @@ def mixup_or_cutmix(
     apply, switch = jax.random.uniform(choice_key, (2,), jnp.float32)
     use_cutmix = (mixup_alpha == 0) | ((cutmix_alpha > 0) & (switch < switch_prob))
     alpha = jnp.where(use_cutmix, cutmix_alpha, mixup_alpha).astype(jnp.float32)
-    share = jax.random.beta(weight_key, alpha, alpha, dtype=jnp.float32)
+    share = _beta(weight_key, alpha)
     # Both methods are the same sum with other weights for each pixel, so the choice is one between
     # weights, and the images pass through once.
     kept, kept_share = _cutmix_weights(box_key, images.shape[1:3], share)
@@ -112,6 +115,24 @@ def mixup_or_cutmix(
     weight = jnp.where(use_cutmix, kept_share, weight)
     kept, weight = (jnp.where(apply < prob, w, 1.0) for w in (kept, weight))
     return _mix(images, targets, kept, weight, axis_name)
+
+
+def _beta(key: Array, alpha: float | Array) -> Array:
+    """f32[] from Beta(alpha, alpha), by two gammas (Marsaglia and Tsang 2000, "A simple method for
+    generating gamma variables"). `jax.random.beta` is the same with a loop that goes on until a
+    draw is accepted: on a GPU the whole step waits for the host then, for 1.6 of 64 ms."""
+    keys = jax.random.split(key, 3)
+    small = alpha < 1  # then of alpha + 1, times a power of a uniform
+    d = jnp.asarray(alpha, jnp.float32) + small - 1 / 3
+    x = jax.random.normal(keys[0], (2, _PROPOSALS), jnp.float32)
+    v = jnp.maximum((1 + x / jnp.sqrt(9 * d)) ** 3, 1e-30)
+    uniform = jax.random.uniform(keys[1], (2, _PROPOSALS), jnp.float32)
+    accepted = jnp.log(uniform) < x**2 / 2 + d - d * v + d * jnp.log(v)
+    first = jnp.argmax(accepted, axis=1, keepdims=True)
+    log_gamma = jnp.log(jnp.take_along_axis(v, first, axis=1))[:, 0]
+    power = jnp.log(1 - jax.random.uniform(keys[2], (2,), jnp.float32)) / alpha
+    log_gamma = log_gamma + jnp.where(small, power, 0)
+    return jax.nn.sigmoid(log_gamma[0] - log_gamma[1])
 
 
 def _mixup_weight(share: Array) -> Array:
