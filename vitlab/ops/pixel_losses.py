@@ -36,8 +36,9 @@ def pixel_cross_entropy(
       InputError: shapes that do not fit, or not one weight for each class.
     """
     logits, labels = _checked("pixel_cross_entropy", logits, labels)
-    log_p = jax.nn.log_softmax(logits)
-    log_p = jnp.take_along_axis(log_p, jnp.maximum(labels, 0)[..., None], axis=-1)[..., 0]
+    # By comparison: what is gathered would be scattered on the way back, over all classes.
+    own = jnp.arange(logits.shape[-1]) == labels[..., None]
+    log_p = jnp.where(own, logits, 0).sum(axis=-1) - jax.nn.logsumexp(logits, axis=-1)
     weights = (labels >= 0).astype(logits.dtype)
     if len(class_weights):
         if len(class_weights) != logits.shape[-1]:
