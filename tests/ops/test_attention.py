@@ -97,7 +97,7 @@ def by_cudnn(monkeypatch):
     """Shapes of the queries that would be cuDNN's on a GPU that has it."""
     shapes = []
 
-    def pretended(query, key, value, mask, lengths):
+    def pretended(query, key, value, mask, lengths, scale):
         shapes.append(query.shape)
         return query
 
@@ -124,6 +124,10 @@ def test_cudnn_gets_what_is_large_and_has_a_backward_pass_there(by_cudnn):
     assert shapes_of(256, 198, 12, 12) == []
     assert shapes_of(*vit_b, dtype=jnp.float32) == []
     assert shapes_of(*vit_b, bias=jnp.zeros((1, 12, 198, 198))) == []
+    grid = jnp.zeros((256, 12, 198, 9)), jnp.zeros((256, 12, 198, 22))
+    assert shapes_of(*vit_b, bias=grid) == [(256, 198, 12, 96)]
+    grid = jnp.zeros((256, 12, 198, 3)), jnp.zeros((256, 12, 198, 66))
+    assert shapes_of(*vit_b, bias=grid) == []  # 64 + 3 + 66 are too many
     images = jax.export.symbolic_shape("batch")  # of an exported model, for all platforms
     assert shapes_of(*images, 1024, 12, 64) == []
 
@@ -136,6 +140,40 @@ def test_tokens_are_evened_where_cudnn_would_then_take_them(by_cudnn):
     assert tokens_of(256, 196, 768) == 196
     assert tokens_of(2, 197, 768) == 197
     assert tokens_of(256, 197, 768, dtype=jnp.float32) == 197
+
+
+def test_what_rows_and_columns_of_a_grid_add_is_a_bias(by_cudnn, monkeypatch):
+    """Whether cuDNN gets it inside query and key or not, and to its gradients."""
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.normal(size=(2, n, 3, 8)).astype(np.float32) for n in (4, 12, 12))
+    rows, columns = (rng.normal(size=(2, 3, 4, n)).astype(np.float32) for n in (2, 6))
+    mask = rng.random((2, 12)) < 0.8
+
+    def run(q, k, v, rows, columns):
+        y = attention(q, k, v, mask, (rows, columns))
+        return (y.astype(jnp.float32) ** 2).sum(), y
+
+    def results(*arrays):
+        gradients, y = jax.grad(run, range(5), has_aux=True)(*arrays)
+        return [np.asarray(x, np.float32) for x in (y, *gradients)]
+
+    whole = np.repeat(rows, 6, axis=-1) + np.tile(columns, 2)
+    exact = results(q, k, v, rows, columns)
+    np.testing.assert_allclose(exact[0], attention(q, k, v, mask, whole), atol=1e-6)
+    np.testing.assert_allclose(
+        attention_weights(q, k, mask, (rows, columns)), attention_weights(q, k, mask, whole)
+    )
+
+    def plain(query, key, value, mask, lengths, scale):
+        by_cudnn.append(query.shape)
+        return jax.nn.dot_product_attention(query, key, value, mask=mask, scale=scale)
+
+    monkeypatch.setattr(ops_attention, "_cudnn", plain)
+    monkeypatch.setattr(ops_attention, "_FUSED_LOGITS", 1)
+    half = [jnp.asarray(x, jnp.bfloat16) for x in (q, k, v, rows, columns)]
+    for got, expected in zip(results(*half), exact, strict=True):
+        assert np.abs(got - expected).max() < 0.03 * np.abs(expected).max()
+    assert by_cudnn == [(2, 4, 3, 16)]
 
 
 ON_FOUR = """

@@ -310,7 +310,7 @@ class DecoderLayer(nn.Module):
     def __call__(self, x, at, together, memory, positions, memory_mask, nearness, keys):
         """x: f[batch, queries, width] -> the same; at: their positions; together: bool[batch, 1,
         queries, queries]; memory, positions: f[batch, cells, width]; memory_mask: bool[batch,
-        cells]; nearness: f[batch, heads, queries, cells] or None; keys: key[batch] or None."""
+        cells]; nearness: of `BoxBias` or None; keys: key[batch] or None."""
         keys = [None] * 4 if keys is None else split_each(keys, 4)
         y = self.make_norm(name="norm1")(x)
         attend = self.make_attention(name="attention")
@@ -332,8 +332,8 @@ class BoxBias(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, boxes: Array, places: Places) -> Array:
-        """boxes: f32[batch, queries, 4] -> f[batch, heads, queries, rows * columns]."""
+    def __call__(self, boxes: Array, places: Places) -> tuple[Array, Array]:
+        """boxes: f32[batch, queries, 4] -> f[batch, heads, queries, rows], and of columns."""
         low, high = jnp.split(to_corners(boxes), 2, axis=-1)
 
         def axis(name, i, cells):
@@ -345,7 +345,7 @@ class BoxBias(nn.Module):
             return rearrange(x, "b q c h -> b h q c")
 
         across, down = axis("x", 0, places.columns), axis("y", 1, places.rows)
-        return rearrange(down[..., None] + across[..., None, :], "b h q r c -> b h q (r c)")
+        return down, across
 
 
 def surest(proposals: Boxes, mask: Array, count: int) -> Array:

@@ -5,6 +5,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vitlab.errors import InputError
 from vitlab.ops.collectives import BATCH_AXES, on_each_device
@@ -12,6 +13,10 @@ from vitlab.ops.collectives import BATCH_AXES, on_each_device
 # Of all queries, keys, heads and examples of a device: where they are fewer, XLA's attention, which
 # writes them down, was about as fast as cuDNN's, which does not (experiments/speed/gpu.md).
 _FUSED_LOGITS = 2**22
+_CUDNN_WIDTH = 128  # the largest head_dim that cuDNN's has a backward pass for
+
+# What is added to all logits, or to those of keys that are the cells of a grid: see `attention`.
+Bias = jax.Array | tuple[jax.Array, jax.Array]
 
 
 def attention(
@@ -19,7 +24,7 @@ def attention(
     key: jax.Array,
     value: jax.Array,
     mask: jax.Array | None = None,
-    bias: jax.Array | None = None,
+    bias: Bias | None = None,
 ) -> jax.Array:
     """softmax(query key^T / sqrt(head_dim) + bias) value, for each head.
 
@@ -32,7 +37,9 @@ def attention(
             from the first, and not 0. A masked key has exactly no weight, as long as its value is
             finite. A query with every key masked gets the plain mean of the values, for the caller
             to ignore: with a gradient of zero, as cuDNN's of it is finite and too large.
-        bias: f[batch or 1, heads or 1, queries or 1, keys].
+        bias: f[batch or 1, heads or 1, queries or 1, keys]; or where the keys are the cells of a
+            grid, row by row, the sum of what their row adds, f[batch, heads, queries, rows], and
+            what their column adds, f[batch, heads, queries, columns].
 
     Returns:
         f[batch, queries, heads, head_dim] in the dtype of `value`. The softmax is in float32
@@ -44,9 +51,16 @@ def attention(
     (batch, queries, heads, head_dim), keys = query.shape, key.shape[1]
     lengths = mask if mask is not None and mask.ndim == 1 else None
     mask = _of_all_axes(mask, keys)
-    fused = value.dtype == jnp.bfloat16 and bias is None and _fused(batch, heads, queries, keys)
-    if fused and queries % 2 == keys % 2 == head_dim % 8 == 0 and head_dim <= 128:
-        return _cudnn(query, key, value, mask, lengths)
+    fused = value.dtype == jnp.bfloat16 and _fused(batch, heads, queries, keys)
+    if fused and queries % 2 == keys % 2 == head_dim % 8 == 0 and head_dim <= _CUDNN_WIDTH:
+        scale = head_dim**-0.5
+        if bias is None:
+            return _cudnn(query, key, value, mask, lengths, scale)
+        if isinstance(bias, tuple):
+            arrays = _with_grid(query, key, value, *bias, scale)
+            if arrays[0].shape[-1] <= _CUDNN_WIDTH:
+                return _cudnn(*arrays, mask, lengths, scale)[..., :head_dim]
+    bias = _of_all_keys(bias)
     if value.dtype == jnp.bfloat16:
         return jax.nn.dot_product_attention(query, key, value, bias, mask)
 
@@ -65,7 +79,7 @@ def attention_weights(
     query: jax.Array,
     key: jax.Array,
     mask: jax.Array | None = None,
-    bias: jax.Array | None = None,
+    bias: Bias | None = None,
 ) -> jax.Array:
     """What `attention` gives each value for each query, to be looked at; arguments as there.
 
@@ -77,7 +91,7 @@ def attention_weights(
     """
     query, key = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in (query, key))
     mask = _of_all_axes(mask, key.shape[1])
-    return jax.nn.softmax(_logits(query, key, mask, bias), axis=-1)
+    return jax.nn.softmax(_logits(query, key, mask, _of_all_keys(bias)), axis=-1)
 
 
 def evened(x: jax.Array) -> int:
@@ -118,13 +132,13 @@ def _has_cudnn():
     return cuda and float(device.compute_capability) >= 8
 
 
-def _cudnn(query, key, value, mask, lengths):
+def _cudnn(query, key, value, mask, lengths, scale):
     def of_rows(query, key, value, *masks):
-        more = {}
+        more = {"scale": scale}
         if lengths is not None:
-            more = {"key_value_seq_lengths": masks[0]}
+            more["key_value_seq_lengths"] = masks[0]
         elif masks:
-            more = {"mask": masks[0]}
+            more["mask"] = masks[0]
         return jax.nn.dot_product_attention(query, key, value, implementation="cudnn", **more)
 
     masks = ()
@@ -136,6 +150,35 @@ def _cudnn(query, key, value, mask, lengths):
     # JAX's own rules for several devices are for arrays that are all split alike.
     axis = next(iter(jax.sharding.get_abstract_mesh().manual_axes), None)
     return on_each_device(of_rows, query, key, value, *masks, axis_name=axis)
+
+
+def _with_grid(query, key, value, rows, columns, scale):
+    """Query, key and value whose plain attention has the bias of a grid in it, which cuDNN's cannot
+    learn otherwise: the query is told what each row and column adds, and the key which it is in.
+    The value is made as wide, by zeros."""
+    height, width = rows.shape[-1], columns.shape[-1]
+    cells = np.arange(height * width)
+    place = np.concatenate(
+        [cells[:, None] // width == np.arange(height), cells[:, None] % width == np.arange(width)],
+        axis=1,
+    )
+    added = jnp.concatenate([rows, columns], axis=-1).astype(jnp.float32) / scale
+    added = added.transpose(0, 2, 1, 3).astype(query.dtype)
+    place = jnp.asarray(place, key.dtype)[:, None]
+    place = jnp.broadcast_to(place, (*key.shape[:3], height + width))
+    query, key = (jnp.concatenate(pair, axis=-1) for pair in ((query, added), (key, place)))
+    wide = query.shape[-1] + -query.shape[-1] % 8
+    return tuple(
+        jnp.pad(x, [(0, 0)] * 3 + [(0, wide - x.shape[-1])]) for x in (query, key, value)
+    )
+
+
+def _of_all_keys(bias):
+    if isinstance(bias, tuple):
+        rows, columns = bias
+        bias = rows[..., None] + columns[..., None, :]
+        return bias.reshape(*bias.shape[:-2], -1)
+    return bias
 
 
 def _logits(query, key, mask, bias):
