@@ -3,8 +3,10 @@
     python experiments/speed/attention.py [--quick]
 
 Times `vitlab.ops.attention` forward with backward, and forward alone, by either; on shapes that
-ViT, MAE and DETR have, an odd number of tokens with one of padding. `_FUSED_LOGITS` there should be
-what this says. Without a GPU both are XLA's.
+ViT, MAE and DETR have, an odd number of tokens with one of padding, with the options of XLA that a
+step has. `_FUSED_LOGITS` there should be what this says. Without a GPU both are XLA's. The boxes of
+a PlainDETR add something for each row and column; of that also how far the output and the gradients
+of query, key, rows and columns are from float32's, relative to the largest.
 """
 
 import statistics
@@ -16,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from vitlab.ops import attention as ops
+from vitlab.training.setup import CUBLAS
 
 QUICK = "--quick" in sys.argv
 # What it is of, batch, queries, keys, heads, head_dim, what masks the keys.
@@ -30,28 +33,46 @@ SHAPES = (
     ("DETR's encoder at 1024", 8, 1024, 1024, 8, 32, "keys"),
     ("DETR's queries to the image", 8, 100, 1024, 8, 32, "keys"),
     ("DETR's queries to each other", 8, 100, 100, 8, 32, None),
+    ("PlainDETR's queries to the image", 8, 1100, 1600, 8, 32, "grid"),
 )
+OPTIONS = CUBLAS if jax.default_backend() == "gpu" else {}
 REPEATS, LAYERS = (1, 1) if QUICK else (10, 4)
 
 
-def milliseconds(query, key, mask, backward):
+def loss(query, key, bias, mask, layers=LAYERS):
+    for _ in range(layers):
+        query = ops.attention(query, key, key, mask, bias)
+    return query.astype(jnp.float32).sum(), query
+
+
+def compiled(backward, **more):
+    run = partial(loss, **more)
+    run = jax.grad(run, (0, 1, 2), has_aux=True) if backward else run
+    return jax.jit(run, compiler_options=OPTIONS)
+
+
+def milliseconds(arrays, backward):
     """Of a layer, among several in a row."""
-
-    def loss(query, key):
-        for _ in range(LAYERS):
-            query = ops.attention(query, key, key, mask)
-        return query.astype(jnp.float32).sum()
-
-    run = jax.jit(jax.grad(loss, (0, 1)) if backward else loss)
-    jax.block_until_ready(run(query, key))
+    run = compiled(backward)
+    jax.block_until_ready(run(*arrays))
     times = []
     for _ in range(5):
         began = time.perf_counter()
         for _ in range(REPEATS):
-            made = run(query, key)
+            made = run(*arrays)
         jax.block_until_ready(made)
         times.append((time.perf_counter() - began) / REPEATS / LAYERS)
     return 1e3 * statistics.median(times)
+
+
+def errors(arrays):
+    """Of the gradients and the output of a layer in bfloat16."""
+    run = compiled(True, layers=1)
+    with jax.default_matmul_precision("highest"):
+        *floats, mask = arrays
+        exact = run(*jax.tree.map(lambda x: x.astype(jnp.float32), floats), mask)
+    pairs = zip(jax.tree.leaves(run(*arrays)), jax.tree.leaves(exact), strict=True)
+    return [float(jnp.abs(a - b).max() / jnp.abs(b).max()) for a, b in pairs]
 
 
 print(f"{jax.devices()[0].device_kind}, JAX {jax.__version__}, bfloat16, milliseconds a layer")
@@ -62,8 +83,11 @@ for name, batch, queries, keys, heads, head_dim, masked in SHAPES:
     draw = partial(jax.random.normal, dtype=jnp.bfloat16)
     query = draw(jax.random.key(0), (batch, queries, heads, head_dim))
     key = draw(jax.random.key(1), (batch, keys, heads, head_dim))
-    mask = None
-    if masked == "length":
+    mask = bias = None
+    if masked == "grid":
+        side = round(keys**0.5)
+        bias = (draw(jax.random.key(2), (batch, heads, queries, side)),) * 2
+    elif masked == "length":
         mask = jnp.full(batch, keys - 1)
     elif masked:
         mask = jnp.broadcast_to(jnp.arange(keys) < 0.8 * keys, (batch, keys))
@@ -72,9 +96,12 @@ for name, batch, queries, keys, heads, head_dim, masked in SHAPES:
         took = []
         for by_cudnn in (True, False):
             ops._has_cudnn = lambda by_cudnn=by_cudnn: there and by_cudnn
-            took.append(milliseconds(query, key, mask, backward))
+            took.append(milliseconds((query, key, bias, mask), backward))
         what = "forward, backward" if backward else "forward"
         print(
             f"  {what}: cuDNN {took[0]:.4f}, XLA {took[1]:.4f}: {took[1] / took[0]:.2f} x",
             flush=True,
         )
+    if bias:
+        ops._has_cudnn = lambda: there
+        print("  errors:", *(f"{x:.1e}" for x in errors((query, key, bias, mask))))

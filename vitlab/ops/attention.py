@@ -168,9 +168,7 @@ def _with_grid(query, key, value, rows, columns, scale):
     place = jnp.broadcast_to(place, (*key.shape[:3], height + width))
     query, key = (jnp.concatenate(pair, axis=-1) for pair in ((query, added), (key, place)))
     wide = query.shape[-1] + -query.shape[-1] % 8
-    return tuple(
-        jnp.pad(x, [(0, 0)] * 3 + [(0, wide - x.shape[-1])]) for x in (query, key, value)
-    )
+    return tuple(jnp.pad(x, [(0, 0)] * 3 + [(0, wide - x.shape[-1])]) for x in (query, key, value))
 
 
 def _of_all_keys(bias):

@@ -12,7 +12,7 @@ from jax import Array
 from vitlab.errors import InputError
 from vitlab.ops.collectives import roll_rows
 
-# Of draws that are each accepted with a probability of at least 0.95: all are refused once in 10^20.
+# Of draws that are each accepted with a probability of at least 0.95: all fail once in 10^20 times.
 _PROPOSALS = 16
 
 
