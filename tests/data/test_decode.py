@@ -192,11 +192,18 @@ def scene():
 
 @pytest.fixture(params=["Pillow", "libturbojpeg"])
 def decoder(request, monkeypatch):
-    """What pieces of a JPEG come from; libturbojpeg is there in conda's environments, say."""
+    """What decodes a JPEG; libturbojpeg is there in conda's environments, say."""
     if request.param == "Pillow":
         monkeypatch.setattr(decoding, "decode_piece", lambda *_: None)
     elif turbojpeg._library() is None:
         pytest.skip("no libturbojpeg 3 here")
+
+
+def by_pillow(data, channels=3, **options):
+    """`decode` as it is without libturbojpeg."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoding, "decode_piece", lambda *_: None)
+        return decode(data, channels, **options)
 
 
 @pytest.mark.usefixtures("decoder")
@@ -219,9 +226,10 @@ def test_a_piece_has_the_pixels_of_the_whole(scene, kind, options, mode):
         return  # They have no such mode.
     data = encode(Image.fromarray(scene).convert(mode), kind, **options)
     for channels in (1, 3):
-        whole = decode(data, channels)
+        whole = by_pillow(data, channels)
         assert Picture(data, channels).shape == whole.shape
         np.testing.assert_array_equal(Picture(data, channels), whole)
+        np.testing.assert_array_equal(decode(data, channels), whole)
         for top, bottom, left, right in PIECES:
             piece = Picture(data, channels)[top:bottom, left:right]
             np.testing.assert_array_equal(piece, whole[top:bottom, left:right])
@@ -233,7 +241,7 @@ def test_a_piece_is_of_the_upright_image(scene, orientation):
     exif = Image.Exif()
     exif[274] = orientation
     data = encode(Image.fromarray(scene), "JPEG", exif=exif)
-    whole = decode(data)
+    whole = by_pillow(data)
     assert Picture(data).shape == whole.shape
     for piece in (np.s_[3:17, 20:41], np.s_[:, 100:], np.s_[150:, :9]):
         np.testing.assert_array_equal(Picture(data)[piece], whole[piece])
@@ -244,7 +252,7 @@ def test_pieces_of_photographs_have_the_pixels_of_the_whole(coco128):
     rng = np.random.default_rng(0)
     for path in sorted(coco128.glob("train2017/*.jpg")):
         data = path.read_bytes()
-        whole = decode(data)
+        whole = by_pillow(data)
         (top, bottom), (left, right) = (np.sort(rng.integers(0, n + 1, 2)) for n in whole.shape[:2])
         piece = np.s_[top : bottom + 1, left : right + 1]
         np.testing.assert_array_equal(Picture(data)[piece], whole[piece])
@@ -265,7 +273,8 @@ def test_a_piece_of_a_damaged_file_is_no_other_than_of_the_whole(scene):
         damaged[rng.integers(len(data))] = rng.integers(256)
         damaged = bytes(damaged[: rng.integers(len(data))] if i % 4 == 0 else damaged)
         size = {"max_pixels": 100_000}
-        whole = outcome(lambda: decode(damaged, **size)[10:50, 20:70])  # noqa: B023
+        whole = outcome(lambda: by_pillow(damaged, **size)[10:50, 20:70])  # noqa: B023
+        assert outcome(lambda: decode(damaged, **size)[10:50, 20:70]) == whole  # noqa: B023
         assert outcome(lambda: Picture(damaged, **size)[10:50, 20:70]) == whole  # noqa: B023
 
 
@@ -295,8 +304,8 @@ def test_both_decoders_give_the_same_bits_at_every_size(coco128, monkeypatch):
             box = left, top, rng.integers(left + 32, width + 1), rng.integers(top + 32, height + 1)
             left, top, right, bottom = (int(edge) for edge in box)
             least = (bottom - top) // factor, (right - left) // factor
-            picture, piece = Picture(data, least=least), np.s_[top:bottom, left:right]
-            fast = picture[piece]
+            piece = np.s_[top:bottom, left:right]
+            fast = Picture(data, least=least)[piece]
             with monkeypatch.context() as patch:
                 patch.setattr(decoding, "decode_piece", lambda *_: None)
                 np.testing.assert_array_equal(fast, Picture(data, least=least)[piece])

@@ -114,8 +114,8 @@ class Picture:
 
     def decoded(self) -> np.ndarray:
         """All of it, uint8[height, width, channels]."""
-        picture = _load(self._header, self._data)
-        return _pixels(_upright(picture, self._orientation), self._channels)
+        pixels = self._by_turbojpeg((0, 0, *self._header.size), 1)
+        return self._finished(_load(self._header, self._data) if pixels is None else pixels)
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         del copy
@@ -133,15 +133,22 @@ class Picture:
         stored = self._stored(left, top, right, bottom)
         factor = self._factor(bottom - top, right - left)
         box = tuple(round(edge / factor) for edge in stored)
-        pixels = None
-        if self._header.format == "JPEG" and self._header.mode == "RGB" and self._has_end():
-            pixels = decode_piece(self._data, box, factor)
-        if pixels is None:
-            piece = self._loaded(stored[3], factor).crop(box)
-        elif self._orientation == 1 and self._channels == 3:
-            return pixels
-        else:
-            piece = Image.fromarray(pixels)
+        pixels = self._by_turbojpeg(box, factor)
+        return self._finished(
+            self._loaded(stored[3], factor).crop(box) if pixels is None else pixels
+        )
+
+    def _by_turbojpeg(self, box: tuple[int, int, int, int], factor: int) -> np.ndarray | None:
+        """A box of the stored image at a fraction of its size, where that is libturbojpeg's."""
+        colours = self._header.format == "JPEG" and self._header.mode == "RGB"
+        return decode_piece(self._data, box, factor) if colours and self._has_end() else None
+
+    def _finished(self, piece: Image.Image | np.ndarray) -> np.ndarray:
+        """Upright, and with the channels that are wanted."""
+        if isinstance(piece, np.ndarray):
+            if self._orientation not in _UPRIGHT and self._channels == 3:
+                return piece
+            piece = Image.fromarray(piece)
         return _pixels(_upright(piece, self._orientation), self._channels)
 
     def _has_end(self) -> bool:
