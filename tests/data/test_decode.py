@@ -311,6 +311,26 @@ def test_both_decoders_give_the_same_bits_at_every_size(coco128, monkeypatch):
                 np.testing.assert_array_equal(fast, Picture(data, least=least)[piece])
 
 
+@pytest.mark.usefixtures("decoder")
+def test_a_piece_without_pixels_is_as_empty_as_an_array_s(scene):
+    picture = Picture(encode(Image.fromarray(scene), "JPEG"))
+    for piece in (np.s_[50:50, :], np.s_[:, 60:60], np.s_[400:, :]):
+        assert picture[piece].size == 0
+    for piece in (np.s_[50:46, :], np.s_[:, 52:46], np.s_[50:20, 10:20]):
+        with pytest.raises(ValueError):  # Pillow's
+            picture[piece]
+
+
+def test_libturbojpeg_leaves_what_is_not_in_the_image_to_others(scene):
+    data = encode(Image.fromarray(scene), "JPEG")
+    height, width = scene.shape[:2]
+    for box in (
+        (0, 0, width + 1, 5), (0, 0, 5, height + 1), (-1, 0, 5, 5), (0, -1, 5, 5),
+        (5, 5, 5, 9), (5, 5, 9, 5), (9, 5, 5, 9), (5, 9, 9, 5), (0, 0, 0, 0),
+    ):  # fmt: skip
+        assert turbojpeg.decode_piece(data, box) is None
+
+
 def test_libturbojpeg_before_version_3_is_not_used(monkeypatch):
     """It has nothing that begins with tj3."""
     monkeypatch.setattr(turbojpeg.ctypes, "CDLL", lambda name: object())

@@ -10,7 +10,7 @@ import pytest
 
 from vitlab.errors import InputError
 from vitlab.ops import attention as ops_attention
-from vitlab.ops.attention import attention, attention_weights, evened
+from vitlab.ops.attention import _cudnn, attention, attention_weights, evened
 
 BATCH, QUERIES, KEYS, HEADS, HEAD_DIM = 2, 5, 7, 3, 4
 
@@ -124,7 +124,7 @@ def test_cudnn_gets_what_is_large_and_has_a_backward_pass_there(by_cudnn):
     assert shapes_of(256, 198, 12, 12) == []
     assert shapes_of(*vit_b, dtype=jnp.float32) == []
     assert shapes_of(*vit_b, bias=jnp.zeros((1, 12, 198, 198))) == []
-    grid = jnp.zeros((256, 12, 198, 9)), jnp.zeros((256, 12, 198, 22))
+    grid = jnp.zeros((256, 12, 198, 9)), jnp.zeros((256, 12, 198, 22))  # 64 + 9 + 22: 96
     assert shapes_of(*vit_b, bias=grid) == [(256, 198, 12, 96)]
     grid = jnp.zeros((256, 12, 198, 3)), jnp.zeros((256, 12, 198, 66))
     assert shapes_of(*vit_b, bias=grid) == []  # 64 + 3 + 66 are too many
@@ -142,12 +142,14 @@ def test_tokens_are_evened_where_cudnn_would_then_take_them(by_cudnn):
     assert tokens_of(256, 197, 768, dtype=jnp.float32) == 197
 
 
-def test_what_rows_and_columns_of_a_grid_add_is_a_bias(by_cudnn, monkeypatch):
+@pytest.mark.parametrize("masked", ["keys", "lengths", None])
+def test_what_rows_and_columns_of_a_grid_add_is_a_bias(by_cudnn, monkeypatch, masked):
     """Whether cuDNN gets it inside query and key or not, and to its gradients."""
     rng = np.random.default_rng(0)
     q, k, v = (rng.normal(size=(2, n, 3, 8)).astype(np.float32) for n in (4, 12, 12))
     rows, columns = (rng.normal(size=(2, 3, 4, n)).astype(np.float32) for n in (2, 6))
-    mask = rng.random((2, 12)) < 0.8
+    masks = {"keys": rng.random((2, 12)) < 0.8, "lengths": np.array([7, 12]), None: None}
+    mask = masks[masked]
 
     def run(q, k, v, rows, columns):
         y = attention(q, k, v, mask, (rows, columns))
@@ -164,16 +166,21 @@ def test_what_rows_and_columns_of_a_grid_add_is_a_bias(by_cudnn, monkeypatch):
         attention_weights(q, k, mask, (rows, columns)), attention_weights(q, k, mask, whole)
     )
 
-    def plain(query, key, value, mask, lengths, scale):
-        by_cudnn.append(query.shape)
-        return jax.nn.dot_product_attention(query, key, value, mask=mask, scale=scale)
+    plain = jax.nn.dot_product_attention
 
-    monkeypatch.setattr(ops_attention, "_cudnn", plain)
+    def pretended(query, *arrays, implementation=None, **more):
+        by_cudnn.append(query.shape)
+        return plain(query, *arrays, **more)
+
+    monkeypatch.setattr(ops_attention, "_cudnn", _cudnn)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", pretended)
     monkeypatch.setattr(ops_attention, "_FUSED_LOGITS", 1)
     half = [jnp.asarray(x, jnp.bfloat16) for x in (q, k, v, rows, columns)]
     for got, expected in zip(results(*half), exact, strict=True):
         assert np.abs(got - expected).max() < 0.03 * np.abs(expected).max()
     assert by_cudnn == [(2, 4, 3, 16)]
+    with pytest.raises(InputError, match="of 12 keys in a grid"):
+        attention(q, k, v, mask, (columns, columns))
 
 
 ON_FOUR = """

@@ -5,6 +5,7 @@ import pytest
 from scipy.optimize import linear_sum_assignment
 
 from vitlab.errors import InputError
+from vitlab.ops import matching
 from vitlab.ops.matching import hungarian
 
 PROBLEMS, TARGETS, QUERIES = 500, 7, 9  # of each kind; one compiled shape
@@ -152,3 +153,36 @@ def test_an_exported_program_is_the_same():
     cost = np.random.default_rng(0).normal(size=(4, 3, 6)).astype(np.float32)
     counts = np.array([3, 0, 2, 1], np.int32)
     np.testing.assert_array_equal(jax.jit(exported.call)(cost, counts), solve(cost, counts))
+
+
+@pytest.mark.parametrize("size", [1e34, 1e37, 3.4e38])
+def test_costs_whose_differences_are_no_numbers_end_too(size):
+    """As a model that diverges has them. A search that cannot compare would go on for ever."""
+    rng = np.random.default_rng(0)
+    cost = (size * rng.choice([-1, -0.7, 0.7, 1], (50, TARGETS, QUERIES))).astype(np.float32)
+    cost[::2, :, 0] = -size
+    cost[::5, 3] = np.nan
+    query = np.asarray(solve(cost, np.full(50, TARGETS, np.int32)))
+    assert all(len(set(row.tolist())) == TARGETS for row in query)
+
+
+def test_it_solves_in_float64_as_in_float32():
+    cost = np.random.default_rng(0).normal(size=(20, TARGETS, QUERIES))
+    counts = np.full(20, TARGETS, np.int32)
+    with jax.enable_x64(True):
+        query = jax.jit(hungarian)(jnp.asarray(cost), counts)
+    assert query.dtype == jnp.int32
+    check(cost, counts, np.asarray(query))
+
+
+def test_bids_match_what_prices_can_tell_apart():
+    """Then no step of the search is left, each of which costs a GPU a wait for the host."""
+    # All want query 0; each has another second best, and loses little by it but the first target.
+    cost = np.full((1, 3, 6), 9.0, np.float32)
+    cost[0, :, 0] = 0
+    cost[0, [0, 1, 2], [1, 2, 3]] = 5, 1, 2
+    query_of, owner, v = matching._bid(jnp.asarray(cost), jnp.ones((1, 3), bool))
+    np.testing.assert_array_equal(query_of, [[0, 2, 3]])
+    np.testing.assert_array_equal(owner, [[0, -1, 1, 2, -1, -1]])
+    assert v[0, 0] < 0
+    np.testing.assert_array_equal(v[0, np.asarray(owner[0]) < 0], 0)

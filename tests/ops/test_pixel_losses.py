@@ -51,6 +51,27 @@ def test_cross_entropy_and_focal_loss_by_a_loop(drawn, gamma):
         assert float(losses[place]) == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.parametrize("offset", [0.0, -100.0, 1e6])
+def test_an_offset_of_all_logits_changes_nothing(offset):
+    """Not where pixels are void either, whose gradient stays 0; so logits may drift."""
+    logits = jnp.array([[[[1.0, 2.0, 4.0]], [[3.0, 1.0, 0.0]]]])
+    labels = jnp.array([[[2], [-1]]])
+
+    def loss(logits):
+        return pixel_cross_entropy(logits, labels, gamma=2.0)[0].sum()
+
+    expected = jax.value_and_grad(loss)(logits)
+    got = jax.value_and_grad(loss)(logits + offset)
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-9)
+    assert (got[1][0, 1] == 0).all()
+
+
+def test_a_label_that_is_no_class_is_never_silent():
+    """255 for void, say, where it is not told."""
+    assert np.isnan(pixel_cross_entropy(jnp.zeros((1, 1, 1, 3)), jnp.array([[[255]]]))[0]).all()
+
+
 def test_the_hardest_pixels_of_each_image_are_kept(drawn):
     losses, weights = pixel_cross_entropy(*drawn)
     kept, counted = hardest(losses, weights, 0.3)

@@ -167,20 +167,21 @@ class Picture:
         return left, top, right, bottom
 
     def _loaded(self, bottom: int, factor: int) -> Image.Image:
-        """The stored image at a fraction of its size, at least to the row before `bottom`."""
-        data = self._without_rows_below(bottom)
+        """The stored image at a fraction of its size, at least to the row before `bottom` of it at
+        full size."""
+        data = self._without_rows_below(bottom + _CONTEXT * factor)
         if data is not self._data:
             with contextlib.suppress(InputError):  # What is damaged may look worse than it is.
                 return _load(_opened(data, _FORMATS), data, factor)
         picture = self._header if factor == 1 else _opened(self._data, _FORMATS)
         return _load(picture, self._data, factor)
 
-    def _without_rows_below(self, bottom: int) -> bytes:
-        """The file, or one that ends before rows which those above `bottom` do not need.
+    def _without_rows_below(self, height: int) -> bytes:
+        """The file, or one of an image that is no higher than this.
 
         It has a header that says so, which changes nothing else in a baseline JPEG.
         """
-        data, height = self._data, bottom + _CONTEXT
+        data = self._data
         spared = self._header.width * (self._header.height - height)
         place = _place_of_height(data) if self._header.format == "JPEG" else None
         if place is None or spared < _FEW or not self._has_end():

@@ -1,7 +1,7 @@
 """Pieces of a JPEG by libturbojpeg, where version 3 or newer of it is installed.
 
 It leaves out the inverse transform of the rows and columns that a piece does not need, which
-nothing that pip installs can do. conda-forge has it wherever it has Pillow, Homebrew as jpeg-turbo.
+nothing that pip installs can do. conda-forge has it wherever it has Pillow.
 https://libjpeg-turbo.org, TurboJPEG API: `tj3SetCroppingRegion`, `tj3Decompress8`.
 """
 
@@ -39,7 +39,8 @@ def decode_piece(data: bytes, box: tuple[int, int, int, int], factor: int = 1) -
       factor: 1, 2, 4 or 8: the image is decoded at this fraction of its size.
 
     Returns:
-      uint8[height, width, 3]; or None where the library is not there, or finds anything to say.
+      uint8[height, width, 3]; or None where the library is not there, or finds anything to say, or
+      the box has no pixel of the image or reaches beyond it.
     """
     library = _library()
     handle = library and library.tj3Init(_DECOMPRESS)
@@ -50,9 +51,10 @@ def decode_piece(data: bytes, box: tuple[int, int, int, int], factor: int = 1) -
             return None
         width, height = (-(-library.tj3Get(handle, side) // factor) for side in (_WIDTH, _HEIGHT))
         subsampling = library.tj3Get(handle, _SUBSAMPLING)
-        if not 0 <= subsampling < len(_BLOCK):
-            return None
         left, top, right, bottom = box
+        inside = 0 <= left < right <= width and 0 <= top < bottom <= height
+        if not (inside and 0 <= subsampling < len(_BLOCK)):
+            return None
         block = max(_BLOCK[subsampling] // factor, 1)
         x, y = max(left - _CONTEXT, 0) // block * block, max(top - _CONTEXT, 0)
         w, h = min(right + _CONTEXT, width) - x, min(bottom + _CONTEXT, height) - y

@@ -94,8 +94,10 @@ class MaskLoss:
         def pairs(cells):  # sums over the segment's part of each cell
             return jnp.einsum("bsqp,btp->bstq", cells, targets.masks)
 
-        # -log sigmoid(-x) everywhere, and what the segment's own cells cost more or less: -x.
-        bce = ((_softplus(x) * known).sum(axis=-1)[:, :, None] - pairs(x)) / jnp.maximum(
+        # -log sigmoid(-x) everywhere, and what the segment's own cells cost more or less: -x. No
+        # gradient is taken, so without what `jax.nn.softplus` does for one, in fewer passes.
+        softplus = jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
+        bce = ((softplus * known).sum(axis=-1)[:, :, None] - pairs(x)) / jnp.maximum(
             known.sum(axis=-1)[..., None], 1
         )
         inside = jax.nn.sigmoid(x)
@@ -123,7 +125,7 @@ class MaskLoss:
         x = found.masks.reshape(*found.masks.shape[:3], -1)
         x = jnp.take_along_axis(x, query[..., None], axis=2)
         known, masks = targets.known[:, None, None], targets.masks[:, None]
-        bce = (_softplus(x) * known - x * masks).sum(axis=-1)
+        bce = (jax.nn.softplus(x) * known - x * masks).sum(axis=-1)
         bce = bce / jnp.maximum(known.sum(axis=-1), 1)
         inside = jax.nn.sigmoid(x)
         overlap = (inside * masks).sum(axis=-1)
@@ -151,11 +153,6 @@ class MaskLoss:
         either = jnp.maximum(inside, targets.masks[:, None]).sum(axis=-1)
         iou = jnp.where(there, both / jnp.maximum(either, 1e-6), 0)
         return iou.sum(), there.sum().astype(iou.dtype)
-
-
-def _softplus(x: Array) -> Array:
-    """log(1 + e^x) = -log sigmoid(-x), in one pass: `jax.nn.softplus` takes several on a GPU."""
-    return jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
 
 
 def segment_targets(

@@ -10,8 +10,9 @@ import numpy as np
 from vitlab.errors import InputError
 from vitlab.ops.collectives import BATCH_AXES, on_each_device
 
-# Of all queries, keys, heads and examples of a device: where they are fewer, XLA's attention, which
-# writes them down, was about as fast as cuDNN's, which does not (experiments/speed/gpu.md).
+# Of all queries, keys, heads and examples of a device: for fewer XLA's attention, which writes them
+# down, is taken, and not cuDNN's, which does not. Measured at 0.6, 6.6, 7.7 and 67 million, with a
+# prediction for what else is in a step (experiments/speed/gpu.md).
 _FUSED_LOGITS = 2**22
 _CUDNN_WIDTH = 128  # the largest head_dim that cuDNN's has a backward pass for
 
@@ -46,9 +47,10 @@ def attention(
         (float64 for float64 inputs).
 
     Raises:
-        InputError: the mask is of no such form.
+        InputError: the mask or the bias is of no such form.
     """
     (batch, queries, heads, head_dim), keys = query.shape, key.shape[1]
+    _check_grid(bias, (batch, heads, queries), keys)
     lengths = mask if mask is not None and mask.ndim == 1 else None
     mask = _of_all_axes(mask, keys)
     fused = value.dtype == jnp.bfloat16 and _fused(batch, heads, queries, keys)
@@ -56,10 +58,9 @@ def attention(
         scale = head_dim**-0.5
         if bias is None:
             return _cudnn(query, key, value, mask, lengths, scale)
-        if isinstance(bias, tuple):
+        if isinstance(bias, tuple) and head_dim + _sides(bias) <= _CUDNN_WIDTH:
             arrays = _with_grid(query, key, value, *bias, scale)
-            if arrays[0].shape[-1] <= _CUDNN_WIDTH:
-                return _cudnn(*arrays, mask, lengths, scale)[..., :head_dim]
+            return _cudnn(*arrays, mask, lengths, scale)[..., :head_dim]
     bias = _of_all_keys(bias)
     if value.dtype == jnp.bfloat16:
         return jax.nn.dot_product_attention(query, key, value, bias, mask)
@@ -169,6 +170,22 @@ def _with_grid(query, key, value, rows, columns, scale):
     query, key = (jnp.concatenate(pair, axis=-1) for pair in ((query, added), (key, place)))
     wide = query.shape[-1] + -query.shape[-1] % 8
     return tuple(jnp.pad(x, [(0, 0)] * 3 + [(0, wide - x.shape[-1])]) for x in (query, key, value))
+
+
+def _sides(bias):
+    return sum(x.shape[-1] for x in bias)
+
+
+def _check_grid(bias, shape, keys):
+    if not isinstance(bias, tuple):
+        return
+    rows, columns = (x.shape for x in bias)
+    if rows[:-1] != shape or columns[:-1] != shape or rows[-1] * columns[-1] != keys:
+        raise InputError(
+            f"attention bias of rows {list(rows)} and columns {list(columns)} is not "
+            f"[batch, heads, queries, rows] and [..., columns] of {keys} keys in a grid, "
+            f"where the first three are {list(shape)}"
+        )
 
 
 def _of_all_keys(bias):

@@ -9,6 +9,7 @@ from vitlab.errors import InputError
 # Of bids, before the search: 4 halve its steps once a model has begun to learn, and more save as
 # much time as they take (experiments/speed/notes.md).
 ROUNDS = 4
+_LARGEST = 1e34
 
 
 def hungarian(cost: Array, num_targets: Array) -> Array:
@@ -22,7 +23,8 @@ def hungarian(cost: Array, num_targets: Array) -> Array:
     `num_targets` cost nothing. Nothing leaves the device, and no gradient goes through.
 
     Args:
-        cost: f32[batch, targets, queries]. What is not finite counts as worse than all the rest.
+        cost: f32[batch, targets, queries], of which 1e34 and more is all the same. What is not
+            finite counts as worse than all the rest.
         num_targets: i32[batch], how many of the targets, the first ones, there really are.
 
     Returns:
@@ -37,10 +39,12 @@ def hungarian(cost: Array, num_targets: Array) -> Array:
             f"{targets} targets cannot each be matched with one of {queries} queries: "
             "the model needs more queries, or the data fewer boxes"
         )
+    # Sums of a few hundred of the largest still are numbers.
     cost = jax.lax.stop_gradient(cost)
+    cost = jnp.where(jnp.isfinite(cost), jnp.clip(cost, -_LARGEST, _LARGEST), jnp.nan)
     worst = jnp.max(jnp.abs(jnp.where(jnp.isfinite(cost), cost, 0)), axis=(1, 2), keepdims=True)
     cost = jnp.where(jnp.isfinite(cost), cost, 2 * worst + 1)
-    there = jnp.arange(targets) < num_targets[:, None]
+    there = _count(targets) < num_targets[:, None]
     query_of, owner, v = _bid(cost, there)
     return jnp.maximum(_augment(cost, there & (query_of < 0), query_of, owner, v), 0)
 
@@ -55,7 +59,7 @@ def _bid(cost: Array, there: Array) -> tuple[Array, Array, Array]:
         that is the best for them at these prices, and queries without an owner are free of charge.
     """
     batch, targets, queries = cost.shape
-    target, query = jnp.arange(targets)[:, None], jnp.arange(queries)
+    target, query = _count(targets)[:, None], _count(queries)
 
     def bid(_, state):
         query_of, owner, v = state
@@ -76,8 +80,8 @@ def _bid(cost: Array, there: Array) -> tuple[Array, Array, Array]:
         return jnp.where(keeps, query_of, -1), owner, v
 
     state = (
-        jnp.full((batch, targets), -1),
-        jnp.full((batch, queries), -1),
+        jnp.full((batch, targets), -1, jnp.int32),
+        jnp.full((batch, queries), -1, jnp.int32),
         jnp.zeros((batch, queries), cost.dtype),
     )
     return jax.lax.fori_loop(0, ROUNDS, bid, state)
@@ -87,7 +91,7 @@ def _nearest(distance: Array, least: Array, owner: Array) -> Array:
     """The first query, i32[...], at the `least` of f32[..., queries]; of several one that is free,
     if there is one: ties would cost much else."""
     queries = distance.shape[-1]
-    place = jnp.arange(queries) + jnp.where(owner < 0, 0, queries)
+    place = _count(queries) + jnp.where(owner < 0, 0, queries)
     return jnp.where(distance == least, place, 2 * queries).min(axis=-1) % queries
 
 
@@ -100,8 +104,9 @@ def _augment(cost: Array, left: Array, query_of: Array, owner: Array, v: Array) 
         i32[batch, targets], the query of each target, or -1.
     """
     batch, targets, queries = cost.shape
-    target, query = jnp.arange(targets), jnp.arange(queries)
-    order, number = jnp.argsort(~left, axis=1, stable=True), left.sum(axis=1)
+    target, query = _count(targets), _count(queries)
+    order = jnp.argsort(~left, axis=1, stable=True).astype(jnp.int32)
+    number = left.sum(axis=1)
 
     def at(x, index):
         return jnp.take_along_axis(x, index[:, None], axis=1)[:, 0]
@@ -179,3 +184,7 @@ def _augment(cost: Array, left: Array, query_of: Array, owner: Array, v: Array) 
     }
     searching = lambda state: (state["turn"] < number).any()  # noqa: E731
     return jax.lax.while_loop(searching, step, state)["query_of"]
+
+
+def _count(number: int) -> Array:
+    return jnp.arange(number, dtype=jnp.int32)

@@ -38,7 +38,9 @@ def pixel_cross_entropy(
     logits, labels = _checked("pixel_cross_entropy", logits, labels)
     # By comparison: what is gathered would be scattered on the way back, over all classes.
     own = jnp.arange(logits.shape[-1]) == labels[..., None]
-    log_p = jnp.where(own, logits, 0).sum(axis=-1) - jax.nn.logsumexp(logits, axis=-1)
+    logits = logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
+    log_p = jnp.where(own, logits, 0).sum(axis=-1) - jnp.log(jnp.exp(logits).sum(axis=-1))
+    log_p = jnp.where(labels < logits.shape[-1], log_p, jnp.nan)  # and never silently no loss
     weights = (labels >= 0).astype(logits.dtype)
     if len(class_weights):
         if len(class_weights) != logits.shape[-1]:
