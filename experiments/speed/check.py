@@ -44,13 +44,15 @@ def main() -> int:
     parser.add_argument("--ratios", type=pathlib.Path, default=FOLDER / "ratios.jsonl")
     arguments = parser.parse_args()
     before = records(arguments.ratios)
+    version = git("describe", "--always", "--dirty")  # before this changes a file itself
     slower = []
     for name, words in BENCHES.items():
         quick = QUICK if arguments.quick else ()
         times = 1 if quick or "--against" in words else PROCESSES
         name = f"{name}_quick" if quick else name
         record = max(
-            (bench(name, (*words, *quick)) for _ in range(times)), key=lambda new: new["ratio"]
+            (bench(name, (*words, *quick), version) for _ in range(times)),
+            key=lambda new: new["ratio"],
         )
         same = [old for old in before if alike(old, record)]
         best = max(same, key=lambda old: old["ratio"], default=None)
@@ -74,7 +76,7 @@ def alike(old: dict, new: dict) -> bool:
     return all(old[key] == new[key] for key in ("bench", "hardware", "beside"))
 
 
-def bench(name: str, words: tuple[str, ...]) -> dict:
+def bench(name: str, words: tuple[str, ...], version: str) -> dict:
     """Runs one, and gives its line."""
     code = "import sys; from vitlab.commands.cli import console; sys.exit(console())"
     command = [sys.executable, "-c", code, "bench", *words, "--json"]
@@ -85,7 +87,7 @@ def bench(name: str, words: tuple[str, ...]) -> dict:
         "bench": name,
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "vitlab": found["versions"]["vitlab"],
-        "git": git("describe", "--always", "--dirty"),
+        "git": version,
         "hardware": f"{found['devices']} x {found['device']}, {found['cores']} cores of {cpu()}",
         "ratio": against["ratio"] if against else found["arithmetic"]["mfu_of_matmul_rate"],
         "beside": f"{against['name']}'s time over vitlab's" if against else "the matmul rate",
