@@ -340,12 +340,25 @@ class BoxBias(nn.Module):
             sides = jnp.stack([low[..., i], high[..., i]], axis=-1)
             away = cells[:, None, :, None] - sides[:, :, None]
             away = jnp.sign(away) * jnp.log2(jnp.abs(8 * away) + 1) / 3  # fine nearby, coarse afar
-            x = nn.relu(Dense(self.width, dtype=self.dtype, name=f"{name}_in")(away))
+            x = nn.relu(OfFew(self.width, dtype=self.dtype, name=f"{name}_in")(away))
             x = Dense(self.num_heads, use_bias=False, dtype=self.dtype, name=f"{name}_out")(x)
             return rearrange(x, "b q c h -> b h q c")
 
         across, down = axis("x", 0, places.columns), axis("y", 1, places.rows)
         return down, across
+
+
+class OfFew(nn.Dense):
+    """`nn.Dense` of two or three inputs, with the same parameters, as a sum of products: XLA on a
+    GPU computes that where it is needed, but writes arrays of this size for a matrix product."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """x: f32[..., inputs] -> f[..., features] of `dtype`."""
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
+        bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
+        total = sum(x[..., i, None] * kernel[i] for i in range(x.shape[-1]))
+        return (total + bias).astype(self.dtype)
 
 
 def surest(proposals: Boxes, mask: Array, count: int) -> Array:
