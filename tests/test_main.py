@@ -109,6 +109,7 @@ def test_a_finished_run_says_so_and_another_config_is_refused(unbroken, capsys):
     assert result(unbroken) == before
 
 
+@pytest.mark.slow
 def test_resuming_on_the_spot_gives_the_same_bits(unbroken, tmp_path):
     # From the checkpoint of step 4, between two logs: records past it are cut, and what was
     # summed up since the last log comes from the checkpoint.

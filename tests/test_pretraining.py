@@ -60,6 +60,7 @@ def test_a_pretrained_directory_has_metrics_pictures_and_alarms(mae):
     assert alarms[-1]["alarm"].startswith("collapse: features/feature_std is 0.")
 
 
+@pytest.mark.slow
 def test_fine_tuning_takes_the_encoder_and_says_so(mae, tmp_path, capsys):
     """With a learning rate of 0 the encoder stays what was pretrained, to the bit."""
     overrides = {**FINETUNE, "init_from": mae, "optimizer.lr": 0.0}

@@ -150,6 +150,7 @@ def test_hints_are_for_published_weights(tmp_path):
         transfer.read("runs/mae", {"image_size": (8, 8), "num_heads": 3})
 
 
+@pytest.mark.slow
 def test_through_main(photos, published, tmp_path, capsys):
     path = published("weights_hf_vit")
     settings = {**COMMON, "model": {**VIT, "norm_eps": 1e-12}, "init_from": path}

@@ -127,6 +127,7 @@ def test_knn_selects_neighbours_without_sorting_the_whole_split():
 # Probes
 
 
+@pytest.mark.slow
 def test_linear_probe_reaches_logistic_regression_on_digits(digits):
     train, train_labels, features, labels = digits
     scale = train.std(axis=0) + 1e-6

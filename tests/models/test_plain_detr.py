@@ -231,4 +231,4 @@ def test_no_object_is_no_reason_to_propose_a_box_nor_a_class_of_a_copy(images, t
 )
 def test_bad_settings_are_one_line(images, settings, fault):
     with pytest.raises(InputError, match=fault):
-        detector(**settings).init(jax.random.key(0), images)
+        jax.eval_shape(lambda: detector(**settings).init(jax.random.key(0), images))

@@ -71,6 +71,7 @@ def test_scan_and_remat_change_no_output_gradient_or_random_draw(images, unrolle
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"pos_embed": "rope", "scan": True}, {"remat": "full"}])
 def test_padding_to_an_even_number_of_tokens_changes_nothing(images, monkeypatch, settings):
     model = ViT(**SMALL, **settings, drop_path=0.5)

@@ -231,6 +231,7 @@ ON_FOUR = """
 """
 
 
+@pytest.mark.slow
 def test_each_of_several_devices_gives_cudnn_its_own_rows():
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(ON_FOUR)],

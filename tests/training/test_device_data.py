@@ -222,6 +222,7 @@ def several(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_resuming_gives_the_same_bits(several, tmp_path, monkeypatch):
     monkeypatch.setattr(device_data, "STEPS_ON_CPU", 3)
     workdir = tmp_path / "resumed"

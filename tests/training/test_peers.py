@@ -101,6 +101,7 @@ def test_what_is_to_be_built_is_the_configs_model(classifier):
     assert [model[key] for key in sizes] == [2, 64, 4, 4, 10, "avg"]
 
 
+@pytest.mark.slow
 def test_a_mae_and_a_detector():
     mae = specification(
         "hf-mae", setup_of("configs/mae_digits.py", **{"model.backbone.pool": "cls"})

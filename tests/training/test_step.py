@@ -112,6 +112,7 @@ def test_the_first_step_that_is_not_finite_is_remembered(mixed):
     assert int(history[2].nonfinite_step) == int(history[3].nonfinite_step) == 2
 
 
+@pytest.mark.slow
 def test_a_step_is_a_function_of_seed_and_step_alone():
     task = make_task({"mixup": 0.5, "noise": 0.1, "erasing": 0.5}, dropout=0.2, drop_path=0.1)
     first, second = run(task, steps=2), run(task, steps=2)
