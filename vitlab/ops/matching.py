@@ -182,8 +182,7 @@ def _augment(cost: Array, left: Array, query_of: Array, owner: Array, v: Array) 
         "walks": jnp.zeros(batch, bool),
         "now": zeros,  # the query that the walk stands at
     }
-    searching = lambda state: (state["turn"] < number).any()  # noqa: E731
-    return jax.lax.while_loop(searching, step, state)["query_of"]
+    return jax.lax.while_loop(lambda state: (state["turn"] < number).any(), step, state)["query_of"]
 
 
 def _count(number: int) -> Array:

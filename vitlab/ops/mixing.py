@@ -129,7 +129,7 @@ def _beta(key: Array, alpha: float | Array) -> Array:
     uniform = jax.random.uniform(keys[1], (2, _PROPOSALS), jnp.float32)
     accepted = jnp.log(uniform) < x**2 / 2 + d - d * v + d * jnp.log(v)
     first = jnp.argmax(accepted, axis=1, keepdims=True)
-    log_gamma = jnp.log(jnp.take_along_axis(v, first, axis=1))[:, 0]
+    log_gamma = jnp.log(jnp.take_along_axis(v, first, axis=1))[:, 0]  # less log d, as both are
     power = jnp.log(1 - jax.random.uniform(keys[2], (2,), jnp.float32)) / alpha
     log_gamma = log_gamma + jnp.where(small, power, 0)
     return jax.nn.sigmoid(log_gamma[0] - log_gamma[1])
