@@ -4,7 +4,7 @@
 set -euo pipefail
 out=${1:?a folder for the results}
 mkdir -p "$out"
-export PYTHONPATH=.
+export PYTHONPATH=.${PYTHONPATH:+:$PYTHONPATH}
 # shellcheck disable=SC2086
 ${PYTHON:-python} experiments/speed/attention.py ${QUICK:-} 2>&1 | tee "$out/attention.txt"
 ${PYTHON:-python} experiments/speed/matching.py 2>&1 | tee "$out/matching.txt"

@@ -5,7 +5,7 @@ set -euo pipefail
 out=${1:?a folder for the results}
 mkdir -p "$out"
 # JAX would take nearly all of the memory, and the peers need some too.
-export PYTHONPATH=. XLA_PYTHON_CLIENT_PREALLOCATE=false
+export PYTHONPATH=.${PYTHONPATH:+:$PYTHONPATH} XLA_PYTHON_CLIENT_PREALLOCATE=false
 # shellcheck disable=SC2086
 ${PYTHON:-python} experiments/speed/gpu.py "$out" "${LIMIT:-280}" ${QUICK:-}
 # Rehearsal on a CPU: QUICK=--quick LIMIT=600 9_speed.sh OUT

@@ -1,6 +1,7 @@
 import re
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vitlab.errors import InputError
-from vitlab.models.resnet import ResNet, conv
+from vitlab.models.resnet import ResNet, conv, max_pool
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 BASIC = {"variant": "18", "depths": (1, 2, 1, 1), "widths": (8, 12, 16, 24), "num_classes": 5}
@@ -220,3 +221,21 @@ def test_wrong_fields_are_named_in_one_line(fields, message):
     with pytest.raises(InputError, match=message) as error:
         ResNet(**fields)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("size", [(6, 8), (5, 7), (1, 2)])
+def test_the_pool_and_its_gradient_are_flax_s(size):
+    rng = np.random.default_rng(0)
+    # Few values, so that windows have several largest: the first one counts.
+    x = jnp.asarray(rng.integers(0, 4, (2, *size, 3)), jnp.float32)
+
+    def flax_pool(x):
+        return nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+
+    expected, back = jax.vjp(flax_pool, x)
+    found, back_found = jax.vjp(max_pool, x)
+    np.testing.assert_array_equal(found, expected)
+    weights = jnp.asarray(rng.integers(1, 9, found.shape), jnp.float32)
+    # Where all is 0 the padding may be the first, and a ReLU has no gradient there.
+    here = np.asarray(x) > 0
+    np.testing.assert_array_equal(back_found(weights)[0] * here, back(weights)[0] * here)

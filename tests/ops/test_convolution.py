@@ -6,12 +6,66 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vitlab.ops.convolution import depthwise, doubled
+from vitlab.ops.convolution import Conv, convolve, depthwise, doubled
 
 
 @pytest.fixture(scope="module")
 def x():
     return jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 7, 6)), jnp.float32)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"),
+    [
+        ((1, 1, 6, 4), 1, 0),
+        ((1, 1, 6, 4), 2, 0),  # of 5 x 7 pixels
+        ((1, 1, 6, 4), 1, 1),
+        ((2, 2, 6, 4), 2, 0),  # leaves a row and a column out
+        ((3, 3, 6, 4), 3, 1),
+        ((3, 3, 6, 4), 2, 1),
+        ((3, 3, 256, 257), 2, 1),
+        ((3, 3, 257, 256), 1, 1),
+        ((3, 3, 1, 6), 1, 1),  # of each channel by itself
+        ((3, 3, 1, 6), 2, 1),
+        ((3, 3, 1, 12), 1, 1),
+        ((3, 3, 2, 6), 1, 1),
+        ((2, 2, 1, 6), 1, 1),
+    ],
+)
+def test_a_convolution_and_its_gradients_are_lax_s(kernel, stride, padding):
+    channels = kernel[2] if kernel[2] > 6 else 6
+    rng = np.random.default_rng(0)
+    x, kernel = (
+        jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((2, 5, 7, channels), kernel)
+    )
+
+    def lax(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            (stride, stride),
+            [(padding, padding)] * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=channels // kernel.shape[2],
+        )
+
+    expected, back = jax.vjp(lax, x, kernel)
+    found, back_found = jax.vjp(lambda x, k: convolve(x, k, stride, padding), x, kernel)
+    assert found.shape == expected.shape
+    weights = jnp.asarray(rng.normal(size=found.shape), jnp.float32)
+    for a, b in zip((found, *back_found(weights)), (expected, *back(weights)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_the_layer_is_flax_s(x, groups):
+    ours = Conv(4, 3, stride=2, padding=1, groups=groups)
+    flax = nn.Conv(4, (3, 3), strides=2, padding=1, feature_group_count=groups)
+    variables, expected = (layer.init(jax.random.key(0), x) for layer in (ours, flax))
+    jax.tree.map(np.testing.assert_array_equal, variables, expected)
+    np.testing.assert_allclose(ours.apply(variables, x), flax.apply(variables, x), atol=2e-6)
+    half = Conv(4, 3, groups=groups, dtype=jnp.bfloat16).apply(variables, x)
+    assert half.dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize("side", [3, 5])

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from vitlab.errors import InputError
+from vitlab.ops.convolution import convolve
 
 # layers in the variant's name: blocks in each of the four stages
 DEPTHS = {"50": (3, 4, 6, 3), "101": (3, 4, 23, 3), "152": (3, 8, 36, 3)}
@@ -43,14 +44,8 @@ class StdConv(nn.Module):
         kernel = kernel - jnp.mean(kernel, axis=(0, 1, 2))
         # big_transfer's 1e-10: timm's 1e-8 is 1e-4 of the variance where the fan-in is large.
         kernel = kernel * jax.lax.rsqrt(jnp.mean(kernel**2, axis=(0, 1, 2)) + 1e-10)
-        pad = self.kernel // 2
-        return jax.lax.conv_general_dilated(
-            x.astype(self.dtype),
-            kernel.astype(self.dtype),
-            window_strides=(self.stride, self.stride),
-            padding=((pad, pad), (pad, pad)),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        return convolve(x, kernel, self.stride, padding=self.kernel // 2)
 
 
 class Block(nn.Module):

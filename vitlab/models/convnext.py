@@ -14,6 +14,7 @@ from jax import Array
 from vitlab.errors import InputError
 from vitlab.models.transformer import Dense, LayerNorm
 from vitlab.ops.activations import gelu
+from vitlab.ops.convolution import Conv
 from vitlab.ops.dropout import drop_path
 from vitlab.ops.keys import row_keys
 
@@ -39,11 +40,11 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         width = x.shape[-1]
-        y = nn.Conv(
+        y = Conv(
             width,
-            (7, 7),
+            7,
             padding=3,
-            feature_group_count=width,
+            groups=width,
             kernel_init=kernel_init,
             dtype=self.dtype,
             name="dwconv",
@@ -227,14 +228,6 @@ class ConvNeXt(nn.Module):
         return self.depths or VARIANTS[self.variant][0]
 
 
-def patches(features: int, size: int, dtype: Any, name: str) -> nn.Conv:
+def patches(features: int, size: int, dtype: Any, name: str) -> Conv:
     """A convolution of patches that do not overlap; what fills no patch is left out."""
-    return nn.Conv(
-        features,
-        (size, size),
-        strides=size,
-        padding="VALID",
-        kernel_init=kernel_init,
-        dtype=dtype,
-        name=name,
-    )
+    return Conv(features, size, stride=size, kernel_init=kernel_init, dtype=dtype, name=name)

@@ -17,6 +17,7 @@ from einops import rearrange
 
 from vitlab.errors import InputError
 from vitlab.models.transformer import XAVIER, XAVIER_QKV, Attention, Block, Encoder, LayerNorm, Mlp
+from vitlab.ops.convolution import Conv, convolve
 from vitlab.ops.dropout import dropout
 from vitlab.ops.keys import row_keys
 from vitlab.ops.padding import content_mask
@@ -79,8 +80,7 @@ class PatchEmbedding(nn.Module):
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         x = rearrange(x, "b (h p) (w q) c -> b h w (p q c)", p=p, q=p)
         kernel = kernel.reshape(1, 1, -1, self.width)
-        numbers = ("NHWC", "HWIO", "NHWC")
-        x = jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=numbers)
+        x = convolve(x, kernel)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.width,), jnp.float32)
             x = x + bias.astype(self.dtype)
@@ -100,15 +100,15 @@ class ConvStem(nn.Module):
     @nn.compact
     def __call__(self, x, content=None):
         """x: f[batch, height, width, channels]; content: see `ViT.feature_maps`."""
-        conv = partial(nn.Conv, padding=1, use_bias=False, dtype=self.dtype)
+        conv = partial(Conv, kernel_size=3, stride=2, padding=1, use_bias=False, dtype=self.dtype)
         number = self.patch_size.bit_length() - 1
         for i in range(number):
             channels = max(self.width >> (number - i), 8)
-            x = conv(channels, (3, 3), strides=2, name=f"conv_{i}")(x)
+            x = conv(channels, name=f"conv_{i}")(x)
             x = nn.relu(self.make_norm(name=f"norm_{i}")(x))
             if content is not None:  # zero, as it is outside of an image
                 x = x * content_mask(content, x.shape[1:3], 2 ** (i + 1))[..., None]
-        return nn.Conv(self.width, (1, 1), dtype=self.dtype, name="out")(x)
+        return Conv(self.width, 1, dtype=self.dtype, name="out")(x)
 
 
 class MAPHead(nn.Module):
