@@ -22,19 +22,42 @@ import sys
 FOLDER = pathlib.Path(__file__).parent
 SLOWER = 0.1
 PROCESSES = 5  # of a bench without a peer
-VIT = (
-    "--config", "configs/vit_s16_imagenet.py", "--config.batch_size=16",
-    "--config.data.workers=0", "--against", "timm",
+STEPS = ("--config.data.workers=0", "--steps", "5", "--pairs", "5")
+VIT = ("--config", "configs/vit_s16_imagenet.py", "--config.batch_size=16", "--against", "timm")
+TINY = "--config.model.variant=Ti/16"
+RESNET = (
+    "--config", "configs/resnet50_imagenet.py", "--config.batch_size=8",
+    "--against", "torchvision",
 )  # fmt: skip
-STEPS = ("--steps", "5", "--pairs", "5")
+INFERENCE = ("--what", "inference")
+# What is run, and what makes it tiny.
 BENCHES = {
-    "quickstart": ("--config", "configs/quickstart.py", "--steps", "50"),
-    "ti16_train": (*VIT, "--config.model.variant=Ti/16", *STEPS),
-    "ti16_inference": (*VIT, "--config.model.variant=Ti/16", "--what", "inference", *STEPS),
-    "s16_train": (*VIT, *STEPS),
-    "s16_inference": (*VIT, "--what", "inference", *STEPS),
-}
-QUICK = ("--config.model.depth=1", "--config.batch_size=2", "--steps", "1", "--pairs", "1")
+    "quickstart": (
+        ("--config", "configs/quickstart.py", "--steps", "50"),
+        ("--config.model.depth=1",),
+    ),
+    "ti16_train": ((*VIT, TINY, *STEPS), ("--config.model.depth=1",)),
+    "ti16_inference": ((*VIT, TINY, *INFERENCE, *STEPS), ("--config.model.depth=1",)),
+    "s16_train": ((*VIT, *STEPS), ("--config.model.depth=1",)),
+    "s16_inference": ((*VIT, *INFERENCE, *STEPS), ("--config.model.depth=1",)),
+    "r50_train": ((*RESNET, *STEPS), ("--config.model.variant=18",)),
+    "r50_inference": ((*RESNET, *INFERENCE, *STEPS), ("--config.model.variant=18",)),
+    "mae_ti16_train": (
+        (
+            "--config", "configs/mae_b16_imagenet.py", "--config.model.backbone.variant=Ti/16",
+            "--config.batch_size=8", "--against", "hf-mae", *STEPS,
+        ),
+        ("--config.model.backbone.depth=1", "--config.model.decoder_depth=1"),
+    ),
+    "detr_r50_train": (
+        (
+            "--config", "configs/detr_r50_coco.py:size=256", "--config.batch_size=2",
+            "--against", "hf-detr", *STEPS,
+        ),
+        ("--config.model.encoder_layers=1", "--config.model.decoder_layers=1"),
+    ),
+}  # fmt: skip
+QUICK = ("--config.batch_size=2", "--steps", "1", "--pairs", "1")
 
 
 def main() -> int:
@@ -46,8 +69,8 @@ def main() -> int:
     before = records(arguments.ratios)
     version = git("describe", "--always", "--dirty")  # before this changes a file itself
     slower = []
-    for name, words in BENCHES.items():
-        quick = QUICK if arguments.quick else ()
+    for name, (words, tiny) in BENCHES.items():
+        quick = (*tiny, *QUICK) if arguments.quick else ()
         times = 1 if quick or "--against" in words else PROCESSES
         name = f"{name}_quick" if quick else name
         record = max(

@@ -3,7 +3,6 @@ long for the gradient of a 1x1 convolution as for that of the same product of ma
 times for that of a depthwise one."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -53,8 +52,11 @@ def convolve(x: Array, kernel: Array, stride: int = 1, padding: int = 0) -> Arra
     side, _, channels, features = kernel.shape
     groups = x.shape[-1] // channels
     if jax.default_backend() == "cpu":
-        if groups == 1 and (side in (1, stride) or min(channels, features) >= 256):
+        if groups == 1 and side in (1, stride):
             return _by_product(x, kernel, stride, padding)
+        if groups == 1 and min(channels, features) >= 256:
+            # Not kept for the gradient: the windows have side * side times the numbers of x.
+            return jax.checkpoint(_by_product, static_argnums=(2, 3))(x, kernel, stride, padding)
         if groups == features == x.shape[-1] > 1 == stride and 2 * padding + 1 == side:
             return depthwise(x, kernel)
     return jax.lax.conv_general_dilated(
@@ -67,18 +69,24 @@ def convolve(x: Array, kernel: Array, stride: int = 1, padding: int = 0) -> Arra
     )
 
 
-@partial(jax.checkpoint, static_argnums=(2, 3))  # else the windows are kept: side * side times x
 def _by_product(x: Array, kernel: Array, stride: int, padding: int) -> Array:
     """`convolve` as one product of all windows, each as a row of numbers, with the kernel."""
-    side, features = len(kernel), kernel.shape[-1]
-    x = jnp.pad(x, [(0, 0), (padding, padding), (padding, padding), (0, 0)])
+    side, _, channels, features = kernel.shape
+    if padding:
+        x = jnp.pad(x, [(0, 0), (padding, padding), (padding, padding), (0, 0)])
     rows, columns = ((length - side) // stride + 1 for length in x.shape[1:3])
-    places = [(row, column) for row in range(side) for column in range(side)]
+    last_row, last_column = (rows - 1) * stride, (columns - 1) * stride
     windows = [
-        x[:, row : row + rows * stride : stride, column : column + columns * stride : stride]
-        for row, column in places
+        jax.lax.slice(
+            x,
+            (0, row, column, 0),
+            (len(x), last_row + row + 1, last_column + column + 1, channels),
+            (1, stride, stride, 1),
+        )
+        for row in range(side)
+        for column in range(side)
     ]
-    windows = jnp.concatenate(windows, axis=-1).reshape(-1, kernel[..., 0].size)
+    windows = jnp.concatenate(windows, axis=-1).reshape(-1, side * side * channels)
     return (windows @ kernel.reshape(-1, features)).reshape(-1, rows, columns, features)
 
 
