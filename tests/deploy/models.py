@@ -35,9 +35,10 @@ MODELS = {
 CLASSES = ("cat", "dog", "grass")
 
 
-def make(task: str, ops: str | None = None, **model) -> Model:
-    """A model of a task, with other ops and settings where they are given."""
-    settings, own = MODELS[task]
+def make(task: str, ops: str | None = None, settings: dict | None = None, **model) -> Model:
+    """A model of a task, with other ops and settings, all or some, where they are given."""
+    default, own = MODELS[task]
+    settings = default if settings is None else settings
     loss = {"classification": "focal"} if task == "detection" else {}
     built = task_class(task).from_config({**settings, **model}, loss, {}, CLASSES, jnp.float32)
     images = jax.ShapeDtypeStruct((1, 32, 48, 3), jnp.float32)

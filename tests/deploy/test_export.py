@@ -89,6 +89,38 @@ def test_onnx_runtime_says_what_the_run_says(task, dtype, tmp_path):
     assert [each.name for each in read.graph.input] == ["images"]
 
 
+def convnet(name):
+    """With convolutions of each kind, and a pool: on a CPU vitlab has other forms of them."""
+    sizes = dict(depths=(1, 1, 1, 1), widths=(8, 8, 8, 256))
+    return make("classification", settings=dict(name=name, **sizes))
+
+
+@pytest.mark.parametrize("name", ["resnet", "convnext"])
+def test_a_convnet_is_exported_as_convolutions(name, tmp_path):
+    model = convnet(name)
+    path = tmp_path / "model"
+    check(model, export(model, str(path), "stablehlo", "float32", (32, 48)), atol=0.01)
+    text = jax.export.deserialize(bytearray(path.read_bytes())).mlir_module()
+    kernels = [x for x in jax.tree.leaves(model.variables["params"]) if x.ndim == 4]
+    assert text.count("stablehlo.convolution(") == len(kernels)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet", "convnext"])
+def test_a_convnet_is_convolutions_in_onnx_and_litert_too(name, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("jax2onnx")
+    pytest.importorskip("litert_converter")
+    model = convnet(name)
+    path = str(tmp_path / "model.onnx")
+    check(model, export(model, path, "onnx", "float32", (32, 48)), atol=0.01)
+    nodes = [node.op_type for node in onnx.load(path).graph.node]
+    kernels = [x for x in jax.tree.leaves(model.variables["params"]) if x.ndim == 4]
+    assert nodes.count("Conv") == len(kernels)
+    exported = export(model, str(tmp_path / "model.tflite"), "tflite", "float32", (32, 48))
+    check(model, lambda images: one_by_one(exported, images), atol=1e-3)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("task", MODELS)
 def test_litert_says_what_the_run_says(task, tmp_path):

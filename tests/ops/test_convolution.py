@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vitlab.ops.backend import anywhere
 from vitlab.ops.convolution import Conv, convolve, depthwise, doubled
 
 
@@ -55,6 +56,24 @@ def test_a_convolution_and_its_gradients_are_lax_s(kernel, stride, padding):
     weights = jnp.asarray(rng.normal(size=found.shape), jnp.float32)
     for a, b in zip((found, *back_found(weights)), (expected, *back(weights)), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
+
+
+def test_what_runs_anywhere_is_a_convolution(x):
+    kernel = jnp.ones((1, 1, 6, 4))
+    with anywhere():
+        traced = str(jax.make_jaxpr(convolve)(x, kernel))
+    assert "conv_general_dilated" in traced
+    assert "dot_general" not in traced
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="a fact about CPUs")
+@pytest.mark.parametrize("kernel", [(1, 1, 6, 4), (3, 3, 1, 6)])
+def test_no_convolution_is_left_on_a_cpu(x, kernel):
+    def loss(x, kernel):
+        return convolve(x, kernel, padding=len(kernel) // 2).sum()
+
+    traced = str(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(x, jnp.ones(kernel)))
+    assert "conv_general_dilated" not in traced
 
 
 @pytest.mark.parametrize("groups", [1, 2])

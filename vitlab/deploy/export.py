@@ -22,6 +22,7 @@ from vitlab.deploy.device_preprocess import DevicePreprocess
 from vitlab.deploy.model import Model, load_model, save_model
 from vitlab.deploy.predictor import Predictor
 from vitlab.errors import InputError
+from vitlab.ops.backend import anywhere
 
 Format = Literal["onnx", "stablehlo", "tflite", "safetensors"]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -75,7 +76,8 @@ class WholeModel:
         f32[height] and f32[width]. The outputs are those of the task's `in_pixels`."""
         batch = self._preprocess(images, rows, columns)
         task, variables = self.model.task, self.model.variables
-        outputs = task.predict(variables, batch, self._normalize)
+        with anywhere():
+            outputs = task.predict(variables, batch, self._normalize)
         outputs = task.in_pixels(outputs, rows, columns)
         return {
             name: x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x

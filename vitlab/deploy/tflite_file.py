@@ -13,6 +13,7 @@ import numpy as np
 from jax import Array
 
 from vitlab.deploy.predictor import Predictor
+from vitlab.ops.backend import anywhere
 
 _SIGNATURE = "serving_default"
 
@@ -49,7 +50,8 @@ class SeenModel:
         if self._affine:
             batch["affine"] = jnp.array([[1.0, 1.0, 0.0, 0.0]])
         task = self._model.task
-        outputs = task.predict(self._model.variables, batch, self._normalize)
+        with anywhere():
+            outputs = task.predict(self._model.variables, batch, self._normalize)
         if "logits" in outputs and not self._affine:
             outputs["probabilities"] = jax.nn.softmax(outputs["logits"])
         return {name: outputs[name] for name in sorted(outputs) if name != "affine"}

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax import Array
 
+from vitlab.ops.backend import backend
+
 
 class Conv(nn.Module):
     """`nn.Conv` of images by `convolve`, with the same parameters."""
@@ -51,7 +53,7 @@ def convolve(x: Array, kernel: Array, stride: int = 1, padding: int = 0) -> Arra
     """
     side, _, channels, features = kernel.shape
     groups = x.shape[-1] // channels
-    if jax.default_backend() == "cpu":
+    if backend() == "cpu":
         if groups == 1 and side in (1, stride):
             return _by_product(x, kernel, stride, padding)
         if groups == 1 and min(channels, features) >= 256:

@@ -5,6 +5,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from vitlab.ops.backend import backend
+
 
 @partial(jax.custom_jvp, nondiff_argnums=(3,))
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> jax.Array:
@@ -53,5 +55,4 @@ def _by_themselves(of_rows):
     """Values of each row, which XLA on a GPU is to compute before what takes them: else it makes
     them again in kernels that then can do nothing else, and float32 arrays of the size of x go
     between those. On a CPU that costs a tenth of a step."""
-    on_gpu = jax.default_backend() == "gpu"
-    return jax.lax.optimization_barrier(of_rows) if on_gpu else of_rows
+    return jax.lax.optimization_barrier(of_rows) if backend() == "gpu" else of_rows
