@@ -19,6 +19,7 @@ from jax import Array
 from vitlab.errors import InputError
 from vitlab.ops.backend import backend
 from vitlab.ops.convolution import Conv
+from vitlab.ops.normalization import BatchNorm
 from vitlab.ops.padding import content_mask
 
 # variant: (has bottleneck blocks, blocks in each of the four stages)
@@ -165,10 +166,8 @@ class ResNet(nn.Module):
         """
         bottleneck, _ = VARIANTS[self.variant]
         norm = partial(
-            nn.BatchNorm,
+            BatchNorm,
             use_running_average=not train or self.norm == "frozen",
-            momentum=0.9,  # torch's 0.1: there the weight is that of the new batch
-            epsilon=1e-5,
             axis_name=self.axis_name,
             dtype=self.dtype,
         )

@@ -16,6 +16,7 @@ from jax import Array
 
 from vitlab.errors import InputError
 from vitlab.ops.collectives import gather, row_indices
+from vitlab.ops.normalization import BatchNorm
 
 # Examples whose similarities with all others are in memory at once: at 1,024 of a batch of 16,384
 # they take 256 MiB over all devices, where all of them would take 4 GiB.
@@ -70,10 +71,8 @@ class SimCLR(nn.Module):
             width, init = self.projector_dim if last else hidden, nn.initializers.normal(0.01)
             dense = partial(nn.Dense, use_bias=False, kernel_init=init, dtype=self.dtype)
             x = dense(width, name=f"projector_{i}")(x)
-            norm = nn.BatchNorm(
+            norm = BatchNorm(
                 use_running_average=not train,
-                momentum=0.9,
-                epsilon=1e-5,
                 use_bias=not last,
                 axis_name=self.axis_name,
                 dtype=self.dtype,

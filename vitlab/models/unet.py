@@ -17,6 +17,7 @@ from vitlab.errors import InputError
 from vitlab.models.detr import feature_maps
 from vitlab.models.resnet import conv
 from vitlab.models.segmenter import check_windows
+from vitlab.ops.normalization import BatchNorm
 from vitlab.ops.padding import content_mask
 from vitlab.ops.windows import pad_to_multiple, sliding_window
 
@@ -85,9 +86,8 @@ class UNet(nn.Module):
         stride = max(maps)
         x, stages = maps[stride], {"feature_map": maps[stride]}
         norm = partial(
-            nn.BatchNorm,
+            BatchNorm,
             use_running_average=not train,
-            momentum=0.9,
             axis_name=self.axis_name,
             dtype=self.dtype,
         )
