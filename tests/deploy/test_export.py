@@ -95,7 +95,7 @@ def convnet(name):
     return make("classification", settings=dict(name=name, **sizes))
 
 
-@pytest.mark.parametrize("name", ["resnet", "convnext"])
+@pytest.mark.parametrize("name", ["resnet", pytest.param("convnext", marks=pytest.mark.slow)])
 def test_a_convnet_is_exported_as_convolutions(name, tmp_path):
     model = convnet(name)
     path = tmp_path / "model"

@@ -64,7 +64,10 @@ def test_a_file_its_bytes_its_pixels_and_a_pillow_image_are_the_same(classifier,
     assert found[0].sum() == pytest.approx(1)
 
 
-@pytest.mark.parametrize("task", MODELS)
+@pytest.mark.parametrize(
+    "task",
+    [pytest.param(each, marks=[pytest.mark.slow] * (each == "detection")) for each in MODELS],
+)
 def test_a_prediction_is_that_of_the_evaluation(predictors, task):
     """The same outputs as `Task.predict` on what the pipeline makes of the image alone; and whether
     others share the batch changes nothing."""

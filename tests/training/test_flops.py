@@ -46,8 +46,15 @@ def test_a_training_image_of_vit_b16_is_105_gflop():
     assert expected / 1e9 == pytest.approx(105.15, abs=0.01)
 
 
-@pytest.mark.parametrize("scan", [False, True])
-@pytest.mark.parametrize("remat", ["full", "dots_saveable"])
+@pytest.mark.parametrize(
+    ("scan", "remat"),
+    [
+        (True, "full"),
+        (True, "dots_saveable"),
+        pytest.param(False, "full", marks=pytest.mark.slow),
+        pytest.param(False, "dots_saveable", marks=pytest.mark.slow),
+    ],
+)
 def test_what_is_computed_again_and_loops_change_nothing(scan, remat):
     def count(**fields):
         task = make_task(depth=3, **fields)

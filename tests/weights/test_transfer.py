@@ -54,6 +54,7 @@ def test_nothing_is_silent():
         transfer(TARGET, SOURCE, ["["])
 
 
+@pytest.mark.slow
 def test_a_vit_takes_over_another_image_size():
     from vitlab.models.vit import ViT
 
