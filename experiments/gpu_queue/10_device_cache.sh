@@ -31,6 +31,6 @@ for name in ("device", "host", "device_seed1"):
 print(f"device against host: {rates['device'] / rates['host']:.2f} x")
 PY
 # The thousand kernels of such a step side by side, where they do not wait for each other.
-XLA_FLAGS="${CONCURRENT---xla_gpu_command_buffer_scheduling_mode=CONCURRENT}" train concurrent device
+XLA_FLAGS="${XLA_FLAGS:-} ${CONCURRENT---xla_gpu_command_buffer_scheduling_mode=CONCURRENT}" train concurrent device
 # Rehearsal, with a few images of each class in IMAGES: CONCURRENT= WORKERS=0 IMAGES=... EXTRA="--config.batch_size=8
 #   --config.total_steps=4 --config.schedule.warmup_steps=1 --config.logging.every_steps=2" 10_device_cache.sh OUT

@@ -235,6 +235,8 @@ def test_the_pool_and_its_gradient_are_flax_s(size):
     expected, back = jax.vjp(flax_pool, x)
     found, back_found = jax.vjp(max_pool, x)
     np.testing.assert_array_equal(found, expected)
+    broken = x.at[0, 0, 0, 0].set(jnp.nan)
+    np.testing.assert_array_equal(max_pool(broken), flax_pool(broken))
     weights = jnp.asarray(rng.integers(1, 9, found.shape), jnp.float32)
     # Where all is 0 the padding may be the first, and a ReLU has no gradient there.
     here = np.asarray(x) > 0

@@ -95,6 +95,27 @@ def test_depthwise_is_a_grouped_convolution(x, side):
     np.testing.assert_allclose(found, layer.apply(variables, x), atol=2e-6)
 
 
+def test_the_gradient_of_a_depthwise_kernel_is_summed_in_float32():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(1.0, 1.0, (2, 28, 28, 4)), jnp.bfloat16)
+    kernel = jnp.asarray(rng.normal(size=(3, 3, 1, 4)), jnp.bfloat16)
+
+    def gradient(x, kernel):
+        return jax.grad(lambda k: depthwise(x, k).astype(jnp.float32).sum())(kernel)
+
+    exact = gradient(x.astype(jnp.float32), kernel.astype(jnp.float32))
+    found = gradient(x, kernel)
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_allclose(found.astype(jnp.float32), exact, atol=0.004 * np.abs(exact).max())
+
+
+def test_sizes_may_be_symbols():
+    images = jax.ShapeDtypeStruct(jax.export.symbolic_shape("b, h, w, 3"), jnp.float32)
+    kernel = jax.ShapeDtypeStruct((1, 1, 3, 4), jnp.float32)
+    (made,) = jax.export.export(jax.jit(convolve))(images, kernel).out_avals
+    assert str(made.shape) == "(b, h, w, 4)"
+
+
 def test_doubled_is_a_transposed_convolution(x):
     layer = nn.ConvTranspose(4, (2, 2), (2, 2), use_bias=False)
     variables = layer.init(jax.random.key(0), x)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from vitlab.errors import InputError
+from vitlab.models.resnet import max_pool
 from vitlab.ops.convolution import convolve
 
 # layers in the variant's name: blocks in each of the four stages
@@ -154,8 +155,7 @@ class BiT(nn.Module):
             x = StdConv(widths[0], 7, 2, self.dtype, name="stem_conv")(images)
             # Zeros join the maximum at the border, as in big_transfer. No activation came before,
             # so they differ from the -inf that pads other pools.
-            x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-            x = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding="VALID")
+            x = max_pool(x)
         else:
             x = StdConv(widths[0], 3, 1, self.dtype, name="stem_conv")(images)
         out["stem"] = x

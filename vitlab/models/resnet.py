@@ -268,8 +268,9 @@ class ResNet(nn.Module):
 def max_pool(x: Array) -> Array:
     """The largest of 3x3 pixels, with stride 2: f[b, h, w, c] -> f[b, ceil(h / 2), ceil(w / 2), c].
 
-    Nothing is to be negative, as zeros are around the image. On a CPU by slices, as XLA takes there
-    six times as long for the gradient of `nn.max_pool`, which goes to the first of the largest too.
+    Zeros around the image join, which after a ReLU are never the largest. On a CPU by slices, as
+    XLA takes there six times as long for the gradient of `nn.max_pool`, which goes to the first of
+    the largest too.
     """
     if backend() != "cpu":
         x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -283,7 +284,7 @@ def max_pool(x: Array) -> Array:
             for i in range(3)
         )
         for other in (second, third):
-            x = jnp.where(x >= other, x, other)
+            x = jnp.where((x >= other) | (x != x), x, other)  # NaN stays
     return x
 
 

@@ -13,6 +13,8 @@ from jax import Array
 
 from vitlab.ops.backend import backend
 
+_MOST = 2**26  # numbers in the windows of a convolution that are put side by side
+
 
 class Conv(nn.Module):
     """`nn.Conv` of images by `convolve`, with the same parameters."""
@@ -53,11 +55,11 @@ def convolve(x: Array, kernel: Array, stride: int = 1, padding: int = 0) -> Arra
     """
     side, _, channels, features = kernel.shape
     groups = x.shape[-1] // channels
-    if backend() == "cpu":
-        if groups == 1 and side in (1, stride):
+    if backend() == "cpu" and all(isinstance(size, int) for size in x.shape):
+        numbers = x.size * side**2  # in all windows, which are not kept for the gradient
+        if groups == 1 and side in (1, stride) and side <= min(x.shape[1:3]):
             return _by_product(x, kernel, stride, padding)
-        if groups == 1 and min(channels, features) >= 256:
-            # Not kept for the gradient: the windows have side * side times the numbers of x.
+        if groups == 1 and min(channels, features) >= 256 and numbers <= _MOST:
             return jax.checkpoint(_by_product, static_argnums=(2, 3))(x, kernel, stride, padding)
         if groups == features == x.shape[-1] > 1 == stride and 2 * padding + 1 == side:
             return depthwise(x, kernel)
@@ -73,7 +75,7 @@ def convolve(x: Array, kernel: Array, stride: int = 1, padding: int = 0) -> Arra
 
 def _by_product(x: Array, kernel: Array, stride: int, padding: int) -> Array:
     """`convolve` as one product of all windows, each as a row of numbers, with the kernel."""
-    side, _, channels, features = kernel.shape
+    side, channels, features = len(kernel), x.shape[-1], kernel.shape[-1]
     if padding:
         x = jnp.pad(x, [(0, 0), (padding, padding), (padding, padding), (0, 0)])
     rows, columns = ((length - side) // stride + 1 for length in x.shape[1:3])
@@ -89,9 +91,10 @@ def _by_product(x: Array, kernel: Array, stride: int, padding: int) -> Array:
         for column in range(side)
     ]
     windows = jnp.concatenate(windows, axis=-1).reshape(-1, side * side * channels)
-    return (windows @ kernel.reshape(-1, features)).reshape(-1, rows, columns, features)
+    return (windows @ kernel.reshape(-1, features)).reshape(len(x), rows, columns, features)
 
 
+@jax.custom_vjp
 def depthwise(x: Array, kernel: Array) -> Array:
     """A depthwise convolution that keeps the size: each channel by itself, zeros outside.
 
@@ -100,13 +103,39 @@ def depthwise(x: Array, kernel: Array) -> Array:
         kernel: f[side, side, 1, channels], of an odd side, as of `nn.Conv`.
 
     Returns:
-        f[batch, rows, columns, channels].
+        f[batch, rows, columns, channels]. Its sums are in float32.
     """
     side, (rows, columns) = len(kernel), x.shape[1:3]
-    margin = (side // 2, side // 2)
-    x = jnp.pad(x, [(0, 0), margin, margin, (0, 0)])
+    padded = _padded(x, side)
     shifts = [(row, column) for row in range(side) for column in range(side)]
-    return sum(x[:, r : r + rows, c : c + columns] * kernel[r, c, 0] for r, c in shifts)
+    y = sum(padded[:, r : r + rows, c : c + columns] * kernel[r, c, 0] for r, c in shifts)
+    return y.astype(x.dtype)
+
+
+def _depthwise(x, kernel):
+    return depthwise(x, kernel), (x, kernel)
+
+
+def _depthwise_back(kept, back):
+    """By the derivative that JAX finds, all products of the kernel's would be there at once."""
+    x, kernel = kept
+    side, padded = len(kernel), _padded(x, len(kernel))
+
+    def of_one(place):
+        shifted = jax.lax.dynamic_slice(padded, (0, *jnp.divmod(place, side), 0), x.shape)
+        return (shifted * back).sum((0, 1, 2))
+
+    of_kernel = jax.lax.map(of_one, jnp.arange(side**2)).reshape(kernel.shape)
+    return depthwise(back, kernel[::-1, ::-1]), of_kernel.astype(kernel.dtype)
+
+
+depthwise.defvjp(_depthwise, _depthwise_back)
+
+
+def _padded(x, side):
+    margin = (side // 2, side // 2)
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return jnp.pad(x, [(0, 0), margin, margin, (0, 0)])
 
 
 def doubled(x: Array, kernel: Array) -> Array:

@@ -65,7 +65,8 @@ class BatchNorm(nn.Module):
     """`nn.BatchNorm` of the last axis, with the same variables and torch's momentum and epsilon.
 
     What is normalised is x * factor + shift, where Flax subtracts the mean first: XLA on a CPU
-    keeps that difference in memory for the gradient. Statistics are computed and kept in float32.
+    keeps that difference in memory for the gradient. Statistics are computed in float32
+    (float64 for float64 inputs).
 
     Fields:
       use_running_average: normalise by the running statistics, which then do not change.
@@ -104,5 +105,10 @@ class BatchNorm(nn.Module):
             if not self.is_initializing():
                 for running, new in ((running_mean, mean), (running_var, var)):
                     running.value = self.momentum * running.value + (1 - self.momentum) * new
+        # In exported models the variables have fewer digits.
+        dtype = jnp.promote_types(self.dtype, jnp.float32)
+        x, factor, bias, mean, var = (
+            jnp.asarray(each, dtype) for each in (x, factor, bias, mean, var)
+        )
         factor = factor * jax.lax.rsqrt(var + self.epsilon)
         return (x * factor + (bias - mean * factor)).astype(self.dtype)
