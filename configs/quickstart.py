@@ -2,7 +2,7 @@
 
 python -m vitlab.main --config configs/quickstart.py
 
-Reached 98.1, 98.6 and 98.6 % test accuracy with seeds 0, 1 and 2, in 25 to 26 s of training on two
+Reached 98.1, 98.6 and 98.9 % test accuracy with seeds 0, 1 and 2, in 25 to 26 s of training on two
 cores of an AMD EPYC (`experiments/quickstart`).
 """
 
