@@ -16,8 +16,8 @@ def backend() -> str:
 
 @contextlib.contextmanager
 def anywhere() -> Iterator[None]:
-    """What is traced within is to run anywhere, not on this machine: no operation takes the form
-    that is the fastest here, and a convolution is one in an exported file."""
+    """What is traced within is to run anywhere, as an exported file does: no operation takes the
+    form that is the fastest on this machine, so that a convolution is one in the file."""
     token = _ANYWHERE.set(True)
     try:
         yield

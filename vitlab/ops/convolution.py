@@ -1,6 +1,6 @@
 """Convolutions, as products where XLA is faster at those: on a CPU it takes three to five times as
-long for the gradient of a 1x1 convolution as for that of the same product of matrices, and twenty
-times for that of a depthwise one."""
+long for the gradient of a 1x1 convolution as for that of the same product of matrices, and forty
+times for a depthwise one as for the same sum of products."""
 
 from collections.abc import Callable
 from typing import Any

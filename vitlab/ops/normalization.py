@@ -61,6 +61,10 @@ def _by_themselves(of_rows):
     return jax.lax.optimization_barrier(of_rows) if backend() == "gpu" else of_rows
 
 
+# Of batch norm, torch's: its 0.1 is the weight of the new batch.
+_MOMENTUM, _EPSILON = 0.9, 1e-5
+
+
 class BatchNorm(nn.Module):
     """`nn.BatchNorm` of the last axis, with the same variables and torch's momentum and epsilon.
 
@@ -81,8 +85,6 @@ class BatchNorm(nn.Module):
     scale_init: Callable = nn.initializers.ones
     axis_name: str | None = None
     dtype: Any = jnp.float32
-    momentum: float = 0.9  # torch's 0.1: there the weight is that of the new batch
-    epsilon: float = 1e-5
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -104,11 +106,11 @@ class BatchNorm(nn.Module):
             var = jnp.maximum(square - mean**2, 0.0)
             if not self.is_initializing():
                 for running, new in ((running_mean, mean), (running_var, var)):
-                    running.value = self.momentum * running.value + (1 - self.momentum) * new
+                    running.value = _MOMENTUM * running.value + (1 - _MOMENTUM) * new
         # In exported models the variables have fewer digits.
         dtype = jnp.promote_types(self.dtype, jnp.float32)
         x, factor, bias, mean, var = (
             jnp.asarray(each, dtype) for each in (x, factor, bias, mean, var)
         )
-        factor = factor * jax.lax.rsqrt(var + self.epsilon)
+        factor = factor * jax.lax.rsqrt(var + _EPSILON)
         return (x * factor + (bias - mean * factor)).astype(self.dtype)
