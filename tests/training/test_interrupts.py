@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+# A shell's background job ignores Ctrl-C, and so would what it starts.
+HEED = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
 CTRL_C = "signal.raise_signal(signal.SIGINT)"
 PLACES = {
     "plain": f"{CTRL_C}",
@@ -44,7 +46,7 @@ finally:
 def test_it_ends_without_a_word(place):
     body = PLACES[place].strip().replace("\n", "\n    ")
     code = (
-        "import signal, sys, threading, time\nfrom vitlab.training.exit_codes import exit_code\n"
+        f"{HEED}import sys, threading, time\nfrom vitlab.training.exit_codes import exit_code\n"
         f"def run():\n    {body}\nsys.exit(exit_code(run))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=15)
@@ -53,7 +55,7 @@ def test_it_ends_without_a_word(place):
 
 def test_without_it_hooks_and_handlers_are_what_they_were():
     code = (
-        "import signal, sys, threading\nfrom vitlab.training.interrupts import interruptible\n"
+        f"{HEED}import sys, threading\nfrom vitlab.training.interrupts import interruptible\n"
         "def now():\n"
         "    return signal.getsignal(signal.SIGINT), sys.unraisablehook, threading.excepthook\n"
         "before = now()\n"
