@@ -19,11 +19,21 @@ from vitlab.main import main
 slow = pytest.mark.slow
 
 
-def start(workdir, devices, *flags, **overrides):
+# The command, as if every data set were large for a device.
+LARGE = """
+import sys
+from vitlab.main import main
+from vitlab.training import device_data
+device_data._SMALL = 1e-12
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def start(workdir, devices, *flags, command=("-m", "vitlab.main"), **overrides):
     env = {**os.environ, "JAX_PLATFORMS": "cpu"}
     env["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
-        [sys.executable, "-m", "vitlab.main", *arguments(workdir, **overrides), *flags],
+        [sys.executable, *command, *arguments(workdir, **overrides), *flags],
         cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 
@@ -60,14 +70,19 @@ def eight(tmp_path_factory):
 
 @slow
 @pytest.mark.parametrize(
-    ("mesh", "cache"),
-    [({"data": 8}, ""), ({"data": 2, "fsdp": 2, "tensor": 2}, ""), ({"data": 8}, "device")],
+    ("mesh", "options"),
+    [
+        ({"data": 8}, {}),
+        ({"data": 2, "fsdp": 2, "tensor": 2}, {}),
+        ({"data": 8}, {"data__cache": "device"}),
+        ({"data": 4, "fsdp": 2}, {"data__cache": "device", "command": ("-c", LARGE)}),
+    ],
 )
-def test_two_processes_equal_one(eight, tmp_path, mesh, cache):
+def test_two_processes_equal_one(eight, tmp_path, mesh, options):
     """Training, an evaluation of 50 examples in batches of 32, checkpoints, one journal; without
-    random ops also with the data on the devices."""
+    random ops also with the data on the devices, whole or split."""
     workdir = tmp_path / "two"
-    processes = start_two(workdir, parallelism__mesh=mesh, data__cache=cache)
+    processes = start_two(workdir, parallelism__mesh=mesh, **options)
     outputs = [process.communicate()[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert_close(records(workdir), records(eight))

@@ -225,10 +225,10 @@ def test_a_journal_that_cannot_be_read_is_one_line(unbroken, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_a_run_that_cannot_fit_is_told_what_would(tmp_path, capsys, monkeypatch):
-    from vitlab.training import footprint
+    from vitlab.training import parallelism
 
     workdir = tmp_path / "large"
-    monkeypatch.setattr(footprint, "device_memory", lambda: 8_000_000)
+    monkeypatch.setattr(parallelism, "device_memory", lambda: 8_000_000)
     assert main(arguments(workdir, batch_size=512)) == 2
     errors = capsys.readouterr().err
     assert errors.count("\n") == 1

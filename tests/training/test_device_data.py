@@ -15,7 +15,7 @@ from vitlab.data.pipeline import Order, epoch_order, train_batches
 from vitlab.data.preprocess import Preprocess
 from vitlab.errors import InputError
 from vitlab.main import main
-from vitlab.training import device_data, footprint, journal, split
+from vitlab.training import device_data, journal, parallelism, split
 from vitlab.training.device_data import DeviceData
 from vitlab.training.experiment import DataConfig
 from vitlab.training.parallelism import ParallelismConfig, make_mesh
@@ -272,8 +272,13 @@ ON_EIGHT = """
     config["batch_size"], config["evaluators"] = 16, {}
     config["checkpoint"]["best"] = ""
     found = []
-    for mode, devices in (("jit", 1), ("jit", 8), ("pmap", 8)):
-        setup = Setup({**config, "parallelism": dict(mode=mode, mesh=dict(data=devices))})
+    for mode, mesh, held in (
+        ("jit", dict(data=1), 1), ("jit", dict(data=8), 1), ("pmap", dict(data=8), 1),
+        ("jit", dict(data=8), 8), ("pmap", dict(data=8), 8),
+        ("jit", dict(data=2, fsdp=2, tensor=2), 4),
+    ):
+        device_data._SMALL = 1 if held == 1 else 1e-12
+        setup = Setup({**config, "parallelism": dict(mode=mode, mesh=mesh)})
         feed = feeding.FromDevice(setup, setup.compile_step())
         state, step = setup.fresh_state(print), 0
         while step < 5:
@@ -284,12 +289,14 @@ ON_EIGHT = """
         batch = jax.jit(setup.cache.batch)(feed._examples, ids, ids)
         images = hashlib.sha256(np.asarray(batch["image"]).tobytes()).hexdigest()
         found.append([float(state.totals["loss"][0]), int(state.step), images])
+        shards = feed._examples["image"].addressable_shards
+        assert {len(x.data) for x in shards} == {-(-len(setup.source) // held)}
     print(json.dumps(found))
 """
 
 
 @pytest.mark.slow
-def test_one_device_and_eight_draw_the_same(tmp_path):
+def test_one_device_and_eight_draw_the_same_from_data_whole_or_split(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(ON_EIGHT), RANDOM],
         capture_output=True, text=True, cwd=ROOT,
@@ -303,7 +310,7 @@ def test_one_device_and_eight_draw_the_same(tmp_path):
 
 
 def test_data_that_do_not_fit_are_refused_before_they_are_read(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(footprint, "device_memory", lambda: 50_000)
+    monkeypatch.setattr(parallelism, "device_memory", lambda: 50_000)
     assert main(flags(tmp_path / "large")) == 2
     errors = capsys.readouterr().err
     assert (

@@ -1,15 +1,18 @@
 """Small data on the device: `config.data.cache = "device"`.
 
-All examples of the training split, as uint8 images and labels, lie whole on every device. What
-comes before the first random op of the preprocessing string is done once, on the host, by the
-host's own code; that op and all after it are part of the compiled program, which takes several
-steps a call. Of each step nothing but the examples' numbers and epochs goes to the devices.
+All examples of the training split, as uint8 images and labels, lie in the devices' memory: whole
+on each of them if they are small, else split over them like a batch, whose rows then come from
+wherever they lie. What comes before the first random op of the preprocessing string is done once,
+on the host, by the host's own code; that op and all after it are part of the compiled program,
+which takes several steps a call. Of each step nothing but the examples' numbers and epochs goes to
+the devices.
 
 The order of the examples is that of `vitlab.data.pipeline.train_batches`. The draws have its laws
 and are others: each is a function of (seed, op, epoch, example), see `vitlab.ops.keys`.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from contextlib import closing
 from typing import Any
@@ -20,6 +23,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from vitlab import distributed
 from vitlab.data import image_ops
 from vitlab.data.pipeline import eval_batches, first_example
 from vitlab.data.preprocess import Preprocess
@@ -27,6 +31,7 @@ from vitlab.data.resize import small_size
 from vitlab.data.sources import Source
 from vitlab.errors import InputError
 from vitlab.ops import channels, crops, keys
+from vitlab.ops.collectives import BATCH_AXES
 from vitlab.ops.resampling import kind_of, resample, resample_boxes, resampling_weights
 from vitlab.training import parallelism
 from vitlab.training.experiment import DataConfig
@@ -34,6 +39,8 @@ from vitlab.training.experiment import DataConfig
 # The most steps of one call. On a CPU a loop around the step can be slow: XLA computes convolutions
 # in it sixty times slower (jaxlib 0.10).
 STEPS, STEPS_ON_CPU = 100, 1
+# The part of a device's memory up to which the data lie whole on each.
+_SMALL = 1 / 8
 _READ_AT_ONCE = 256
 
 
@@ -42,7 +49,8 @@ class DeviceData:
 
     Attributes:
         examples: `image` u8[examples, height, width, channels] and `label` i32[examples], as
-            `jax.ShapeDtypeStruct`s with shardings.
+            `jax.ShapeDtypeStruct`s with shardings; where they are split, with empty examples at the
+            end, so that the devices have equally many.
         max_steps: the most steps of one call of the compiled program.
 
     Args:
@@ -78,11 +86,18 @@ class DeviceData:
                 f"config.data.cache: {config.source} has boxes or segments; only images with "
                 "labels, or without any, can be kept on the device"
             )
-        whole = parallelism.replicated(mesh)
+        kept = {k: x for k, x in example.items() if k not in ("id", "epoch", "mask")}
+        shards, rows = parallelism.batch_shards(mesh), len(source)
+        size = rows * sum(x.nbytes for x in kept.values())
+        small = _SMALL * parallelism.device_memory() or math.inf
+        # All must decide alike, and their devices may say otherwise.
+        self._split = shards > 1 and bool(distributed.from_first(size > small))
+        place = parallelism.replicated(mesh)
+        if self._split:
+            place, rows = parallelism.split_by_example(mesh), -(-rows // shards) * shards
         self.examples = {
-            key: jax.ShapeDtypeStruct((len(source), *x.shape[1:]), x.dtype, sharding=whole)
-            for key, x in example.items()
-            if key not in ("id", "epoch", "mask")
+            key: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype, sharding=place)
+            for key, x in kept.items()
         }
         self.max_steps = STEPS_ON_CPU if mesh.devices.flat[0].platform == "cpu" else STEPS
 
@@ -94,7 +109,8 @@ class DeviceData:
         Raises:
             InputError: an example cannot be read, or the images are not of one size.
         """
-        found = {key: np.empty(x.shape, x.dtype) for key, x in self.examples.items()}
+        # Only what is written takes memory: of what is split, this process's part.
+        found = {key: np.zeros(x.shape, x.dtype) for key, x in self.examples.items()}
         count = len(self._source)
         batches = eval_batches(
             self._source,
@@ -126,7 +142,13 @@ class DeviceData:
                 f"{key} of {first} has the shape {array.shape[1:]} and of {other} "
                 f"{rows.shape[1:]}: add a resize to the preprocessing"
             )
-        array[start : start + len(rows)] = rows
+        if not self._split or self._holds(start, start + len(rows), len(array)):
+            array[start : start + len(rows)] = rows
+
+    def _holds(self, start: int, stop: int, count: int) -> bool:
+        """Whether this process has devices for some of these of `count` examples."""
+        index, parts = parallelism.process_share(self._mesh)
+        return start < (index + 1) * count // parts and index * count // parts < stop
 
     def batch(self, examples: dict[str, Array], ids: Array, epochs: Array) -> dict[str, Array]:
         """A batch as of `train_batches`, within the compiled program.
@@ -135,9 +157,12 @@ class DeviceData:
             examples: see `read`.
             ids, epochs: i32[batch], the examples and their passes over the data.
         """
-        batch = {key: x.at[ids].get(mode="promise_in_bounds") for key, x in examples.items()}
-        split = parallelism.split_by_example(self._mesh)
-        batch = jax.lax.with_sharding_constraint(batch, split)
+        if self._split:
+            batch = self._gathered(examples, ids)
+        else:
+            batch = {key: x.at[ids].get(mode="promise_in_bounds") for key, x in examples.items()}
+            split = parallelism.split_by_example(self._mesh)
+            batch = jax.lax.with_sharding_constraint(batch, split)
         images = batch["image"]
         for place, op in enumerate(self._ops):
             arguments = dict(op.arguments)
@@ -150,6 +175,25 @@ class DeviceData:
                 images = _FIXED[op.name](images, **arguments)
         mask = jnp.ones(ids.shape, bool)
         return {**batch, "image": images, "id": ids, "epoch": epochs, "mask": mask}
+
+    def _gathered(self, examples: dict[str, Array], ids: Array) -> dict[str, Array]:
+        """A batch's rows from the devices that have them to those that need them."""
+        rows, whole = parallelism.split_by_example(self._mesh).spec, PartitionSpec()
+
+        def of_each(examples, ids):
+            def wanted(x):
+                place = ids - jax.lax.axis_index(BATCH_AXES) * len(x)
+                here = ((place >= 0) & (place < len(x))).reshape(-1, *[1] * (x.ndim - 1))
+                # Nought but on one device, so that the sum is that row.
+                found = jnp.where(here, x.at[place].get(mode="clip"), 0)
+                return jax.lax.psum_scatter(found, BATCH_AXES, tiled=True)
+
+            return jax.tree.map(wanted, examples)
+
+        gather = jax.shard_map(
+            of_each, mesh=self._mesh, in_specs=(rows, whole), out_specs=rows, check_vma=False
+        )
+        return gather(examples, ids)
 
     def several_steps(self, step: Callable) -> Callable:
         """`(state, batch) -> state` as `(state, examples, (ids, epochs), count) -> state`, which

@@ -61,7 +61,7 @@ class DataConfig:
         workers: processes that read and preprocess; 0 uses threads of the main process.
         presize: pixels; larger images are reduced once so that their shorter side is this, and kept
             in the user's cache folder (`vitlab.data.presized`); 0 reads them as they are.
-        cache: `device` keeps the split, as uint8, in the memory of each device, and preprocesses
+        cache: `device` keeps the split, as uint8, in the memory of the devices, and preprocesses
             there from the first random op on; see `vitlab.training.device_data`.
     """
 

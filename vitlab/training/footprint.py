@@ -3,15 +3,14 @@
 import copy
 import functools
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 
 from vitlab.errors import InputError
+from vitlab.training import parallelism
 from vitlab.training.layout import bytes_on_a_device
-from vitlab.training.parallelism import batch_shards
 from vitlab.training.setup import Setup
 from vitlab.training.step import TrainState
 
@@ -29,18 +28,6 @@ def step_bytes(compiled: Any) -> int:
     return plan.argument_size_in_bytes + plan.temp_size_in_bytes + made
 
 
-def device_memory() -> int:
-    """Bytes that one device can hold, or 0 where nobody says.
-
-    The limit of the runtime's allocator; on a CPU its part of the memory.
-    """
-    device = jax.local_devices()[0]
-    if device.platform == "cpu":
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return memory // jax.local_device_count()
-    return (device.memory_stats() or {}).get("bytes_limit", 0)
-
-
 def compile_to_fit(setup: Setup, log: Callable[[str], None]) -> jax.stages.Compiled:
     """The compiled step, and a line on what the run holds and needs on a device.
 
@@ -48,7 +35,7 @@ def compile_to_fit(setup: Setup, log: Callable[[str], None]) -> jax.stages.Compi
         InputError: a step needs more than there is; the message names settings under which it
             would fit, each compiled to see. Or the data set of `config.data.cache` alone does.
     """
-    limit = device_memory() or math.inf
+    limit = parallelism.device_memory() or math.inf
     data = setup.cache.examples if setup.cache else None
     if bytes_on_a_device(data) > limit:
         raise InputError(
@@ -90,7 +77,7 @@ def _compile(setup: Setup) -> tuple[jax.stages.Compiled | None, int]:
 
 def _smaller(setup: Setup, needed: int, limit: float) -> Iterator[tuple[str, int]]:
     """Up to three settings under which a step fits, each with its bytes on a device."""
-    exp, resolved, shards = setup.experiment, setup.resolved, batch_shards(setup.mesh)
+    exp, resolved, shards = setup.experiment, setup.resolved, parallelism.batch_shards(setup.mesh)
     # A smaller part of the batch takes about that part of the memory, or a little more.
     first = max(int(needed / limit).bit_length(), 1)
     parts = [2**i for i in range(first, first + 4) if exp.batch_size % (2**i * shards) == 0]
@@ -134,7 +121,7 @@ def describe(state: TrainState, data: Any, step: int, limit: float) -> str:
         state: `jax.ShapeDtypeStruct`s with shardings.
         data: those of the data that lie on the device, or None.
         step: see `step_bytes`.
-        limit: see `device_memory`.
+        limit: see `vitlab.training.parallelism.device_memory`.
     """
     parts: Mapping[str, Any] = {
         "parameters": state.params,

@@ -129,6 +129,7 @@ class _Run:
         step = int(state.step)
         self.throughput = Throughput(self.experiment.batch_size, setup.step_flops())
         if setup.cache:
+            self.log(f"reading {len(setup.source):,} examples onto the devices")
             self.feed = FromDevice(setup, self.step_fn)
         else:
             self.feed = FromHost(setup, self.step_fn, step, self.throughput)

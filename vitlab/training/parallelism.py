@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -89,6 +90,18 @@ def make_mesh(config: ParallelismConfig, batch_size: int) -> Mesh:
     mesh = Mesh(np.array(devices).reshape(sizes), AXES)
     process_share(mesh)  # which refuses a mesh that it cannot feed
     return mesh
+
+
+def device_memory() -> int:
+    """Bytes that one device can hold, or 0 where nobody says.
+
+    The limit of the runtime's allocator; on a CPU its part of the memory.
+    """
+    device = jax.local_devices()[0]
+    if device.platform == "cpu":
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return memory // jax.local_device_count()
+    return (device.memory_stats() or {}).get("bytes_limit", 0)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
