@@ -11,7 +11,7 @@ import pytest
 from flax.traverse_util import unflatten_dict
 
 from vitlab.errors import InputError
-from vitlab.models.eomt import EoMT, enlargements, masking
+from vitlab.models.eomt import EoMT, enlargements, mask_logits, masking, own_masks
 from vitlab.models.resnet import ResNet
 from vitlab.models.vit import ViT
 
@@ -204,6 +204,31 @@ def test_any_size_is_the_same_as_on_a_canvas_of_whole_patches():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("side", [2, 4, 8])
+def test_own_masks_are_bilinear_without_antialiasing(side):
+    masks = np.random.default_rng(0).normal(size=(2, 4, 3 * side, 5 * side)).astype(np.float32)
+    small = jax.image.resize(masks, (2, 4, 3, 5), "bilinear", antialias=False)
+    found = own_masks(masks, (3, 5), 1)
+    np.testing.assert_array_equal(found[:, :4, 5:], small.reshape(2, 4, 15) > 0)
+    assert found[:, 4:].all()  # the class token and the patches attend to everything
+    assert found[:, :, :5].all()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.02)])
+def test_gradients_of_mask_logits_are_those_of_the_product(dtype, tolerance):
+    rng = np.random.default_rng(0)
+    exact = [rng.normal(size=shape).astype(np.float32) for shape in ((2, 3, 8), (2, 5, 8))]
+    back = rng.normal(size=(2, 3, 5)).astype(np.float32)
+    logits, pull = jax.vjp(mask_logits, *(jnp.asarray(x, dtype) for x in exact))
+    expected, exact_pull = jax.vjp(lambda q, c: q @ c.swapaxes(1, 2), *exact)
+    assert logits.dtype == jnp.float32
+    np.testing.assert_allclose(logits, expected, atol=tolerance * np.abs(expected).max())
+    for ours, theirs in zip(pull(back), exact_pull(back), strict=True):
+        assert ours.dtype == dtype
+        ours = ours.astype(np.float32)
+        np.testing.assert_allclose(ours, theirs, atol=tolerance * np.abs(theirs).max())
+
+
 def test_queries_that_are_held_to_nothing_train_as_they_predict():
     run, train, variables = eomt()
     expected, _ = run(variables, IMAGES)

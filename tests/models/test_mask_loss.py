@@ -11,7 +11,7 @@ from scipy.optimize import linear_sum_assignment
 
 from vitlab.errors import InputError
 from vitlab.models.eomt import Masks
-from vitlab.models.mask_loss import MaskLoss, Segments, segment_targets
+from vitlab.models.mask_loss import MaskLoss, Segments, matched, segment_targets
 
 FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures"
 PUBLISHED = MaskLoss()
@@ -252,6 +252,20 @@ def test_gradients_are_the_slopes_of_the_loss():
             values.append(sum(w * terms[t][0] / terms[t][1] for t, w in weights.items()))
         measured = (values[0] - values[1]) / 2e-6
         np.testing.assert_allclose((getattr(slope, part) * way).sum(), measured, rtol=1e-3)
+
+
+def test_what_comes_back_to_the_matched_is_scattered():
+    """Where two have the same query, one of them is no segment, and nothing comes back from it."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 3, 5, 7)).astype(np.float32)
+    query = np.stack([rng.permuted(np.arange(5)) for _ in range(6)])[:, :4].reshape(2, 3, 4)
+    there = rng.uniform(size=query.shape) < 0.6
+    query[:, :, 3], there[:, :, 3] = query[:, :, 0], False
+    back = np.where(there[..., None], rng.normal(size=(2, 3, 4, 7)), 0).astype(np.float32)
+    taken, pull = jax.vjp(lambda x: matched(x, query, there), x)
+    plain, scatter = jax.vjp(lambda x: jnp.take_along_axis(x, query[..., None], axis=2), x)
+    np.testing.assert_array_equal(taken, plain)
+    np.testing.assert_array_equal(*pull(back), *scatter(back))
 
 
 def test_overlap_is_the_iou_of_what_is_matched():

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vitlab.ops import convolution
 from vitlab.ops.backend import anywhere
 from vitlab.ops.convolution import Conv, convolve, depthwise, doubled
 
@@ -95,7 +96,20 @@ def test_depthwise_is_a_grouped_convolution(x, side):
     np.testing.assert_allclose(found, layer.apply(variables, x), atol=2e-6)
 
 
-def test_the_gradient_of_a_depthwise_kernel_is_summed_in_float32():
+@pytest.mark.parametrize("backend", ["cpu", "gpu", ""])
+def test_the_gradients_of_depthwise_are_lax_s_on_every_machine(x, backend, monkeypatch):
+    monkeypatch.setattr(convolution, "backend", lambda: backend)
+    kernel, back = jnp.sin(jnp.arange(54.0)).reshape(3, 3, 1, 6), jnp.cos(x)
+    layer = nn.Conv(6, (3, 3), feature_group_count=6, use_bias=False)
+    _, expected = jax.vjp(lambda x, k: layer.apply({"params": {"kernel": k}}, x), x, kernel)
+    _, found = jax.vjp(depthwise, x, kernel)
+    for ours, theirs in zip(found(back), expected(back), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_the_gradient_of_a_depthwise_kernel_is_summed_in_float32(backend, monkeypatch):
+    monkeypatch.setattr(convolution, "backend", lambda: backend)
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(1.0, 1.0, (2, 28, 28, 4)), jnp.bfloat16)
     kernel = jnp.asarray(rng.normal(size=(3, 3, 1, 4)), jnp.bfloat16)

@@ -198,8 +198,32 @@ class Predict(nn.Module):
                 patches = patches * content_mask(content, patches.shape[1:3], stride)[..., None]
             patches = Depthwise(self.dtype, name=f"up_{i}_depthwise")(patches)
             patches = norm(name=f"up_{i}_norm")(patches)
-        masks = jnp.einsum("bqc,bhwc->bqhw", x, patches, preferred_element_type=float32)
-        return Masks(logits, masks)
+        masks = mask_logits(x, rearrange(patches, "b h w c -> b (h w) c"))
+        return Masks(logits, masks.reshape(*masks.shape[:2], *patches.shape[1:3]))
+
+
+@jax.custom_vjp
+def mask_logits(queries: Array, cells: Array) -> Array:
+    """How much each cell is like each query; what comes back is rounded to their dtype, or its
+    products would be of float32.
+
+    Args:
+      queries: f[batch, queries, width]; cells: f[batch, cells, width], of the same dtype.
+
+    Returns:
+      f[batch, queries, cells], of at least float32.
+    """
+    wide = jnp.promote_types(queries.dtype, jnp.float32)
+    return jnp.einsum("bqc,bpc->bqp", queries, cells, preferred_element_type=wide)
+
+
+def _mask_logits_back(kept, back):
+    queries, cells = kept
+    back = back.astype(queries.dtype)
+    return jnp.einsum("bqp,bpc->bqc", back, cells), jnp.einsum("bqp,bqc->bpc", back, queries)
+
+
+mask_logits.defvjp(lambda *kept: (mask_logits(*kept), kept), _mask_logits_back)
 
 
 class Doubling(nn.Module):
@@ -247,9 +271,13 @@ def own_masks(masks: Array, grid: tuple[int, int], num_prefix: int) -> Array:
       its mask, all others attend to everything.
     """
     batch, number = masks.shape[:2]
-    # Torch's bilinear, which takes no average where it makes an image smaller.
-    masks = jax.image.resize(masks, (batch, number, *grid), "bilinear", antialias=False)
-    inside = rearrange(masks > 0, "b q h w -> b q (h w)")
+    # Torch's bilinear, which takes no average where it makes an image smaller: of the cells of a
+    # patch, an even number along each side, those four around its middle.
+    side = masks.shape[2] // grid[0]
+    middle = slice(side // 2 - 1, side // 2 + 1)
+    cells = masks.reshape(batch, number, grid[0], side, grid[1], side)
+    inside = cells[:, :, :, middle, :, middle].sum((3, 5)) > 0
+    inside = rearrange(inside, "b q h w -> b q (h w)")
     rest = number + num_prefix
     tokens = rest + inside.shape[2]
     inside = jnp.pad(inside, [(0, 0), (0, tokens - number), (rest, 0)], constant_values=True)

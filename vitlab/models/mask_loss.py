@@ -123,7 +123,7 @@ class MaskLoss:
         """
         there = jnp.broadcast_to((targets.mask & counted[:, None])[:, None], query.shape)
         x = found.masks.reshape(*found.masks.shape[:3], -1)
-        x = jnp.take_along_axis(x, query[..., None], axis=2)
+        x = matched(x, query, there)
         known, masks = targets.known[:, None, None], targets.masks[:, None]
         bce = (jax.nn.softplus(x) * known - x * masks).sum(axis=-1)
         bce = bce / jnp.maximum(known.sum(axis=-1), 1)
@@ -178,3 +178,35 @@ def segment_targets(
             masks = masks + (pixels == numbers[:, None]).astype(jnp.float32)
             known = known + (pixels[:, 0] >= 0).astype(jnp.float32)
     return Segments(masks / stride**2, known / stride**2, labels, mask)
+
+
+@jax.custom_vjp
+def matched(x: Array, query: Array, there: Array) -> Array:
+    """What is predicted for each segment.
+
+    What comes back is looked up by each query, which has one segment at most: a scatter would
+    go through all that is predicted once more.
+
+    Args:
+        x: f[batch, sets, queries, cells].
+        query: i32[batch, sets, targets], different ones where `there`.
+        there: bool[batch, sets, targets]; nothing may come back to the others.
+
+    Returns:
+        f[batch, sets, targets, cells].
+    """
+    return jnp.take_along_axis(x, query[..., None], axis=2)
+
+
+def _matched_back(kept, back):
+    query, there, queries = kept
+    theirs = (query[..., None, :] == jnp.arange(len(queries))[:, None]) & there[..., None, :]
+    found = jnp.take_along_axis(back, theirs.argmax(axis=-1)[..., None], axis=2)
+    return jnp.where(theirs.any(axis=-1)[..., None], found, 0), None, None
+
+
+def _matched(x, query, there):
+    return matched(x, query, there), (query, there, jnp.empty(x.shape[2]))
+
+
+matched.defvjp(_matched, _matched_back)

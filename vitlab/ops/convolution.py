@@ -106,10 +106,13 @@ def depthwise(x: Array, kernel: Array) -> Array:
         f[batch, rows, columns, channels]. Its sums are in float32.
     """
     side, (rows, columns) = len(kernel), x.shape[1:3]
-    padded = _padded(x, side)
-    shifts = [(row, column) for row in range(side) for column in range(side)]
-    y = sum(padded[:, r : r + rows, c : c + columns] * kernel[r, c, 0] for r, c in shifts)
-    return y.astype(x.dtype)
+    padded, wide = _padded(x, side), jnp.promote_types(x.dtype, jnp.float32)
+    y = sum(
+        padded[:, row : row + rows, column : column + columns].astype(wide) * kernel[row, column, 0]
+        for row in range(side)
+        for column in range(side)
+    )
+    return _stored(y.astype(x.dtype))
 
 
 def _depthwise(x, kernel):
@@ -117,24 +120,32 @@ def _depthwise(x, kernel):
 
 
 def _depthwise_back(kept, back):
-    """By the derivative that JAX finds, all products of the kernel's would be there at once."""
     x, kernel = kept
-    side, padded = len(kernel), _padded(x, len(kernel))
+    side, back = len(kernel), _stored(back)
+    padded, wide = _padded(x, side), jnp.promote_types(x.dtype, jnp.float32)
 
     def of_one(place):
         shifted = jax.lax.dynamic_slice(padded, (0, *jnp.divmod(place, side), 0), x.shape)
-        return (shifted * back).sum((0, 1, 2))
+        return (shifted.astype(wide) * back).sum((0, 1, 2))
 
-    of_kernel = jax.lax.map(of_one, jnp.arange(side**2)).reshape(kernel.shape)
-    return depthwise(back, kernel[::-1, ::-1]), of_kernel.astype(kernel.dtype)
+    if backend() == "cpu":  # one after the other, or all products are in memory at once
+        of_kernel = jax.lax.map(of_one, jnp.arange(side**2))
+    else:
+        of_kernel = jnp.stack([of_one(place) for place in range(side**2)])
+    return depthwise(back, kernel[::-1, ::-1]), of_kernel.reshape(kernel.shape).astype(kernel.dtype)
 
 
 depthwise.defvjp(_depthwise, _depthwise_back)
 
 
+def _stored(x):
+    """Of its own dtype in memory: where float32 goes in and comes out of it, XLA on a GPU leaves
+    out the rounding to bfloat16, and writes and reads twice the bytes."""
+    return jax.lax.optimization_barrier(x) if backend() == "gpu" else x
+
+
 def _padded(x, side):
     margin = (side // 2, side // 2)
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return jnp.pad(x, [(0, 0), margin, margin, (0, 0)])
 
 
@@ -149,5 +160,5 @@ def doubled(x: Array, kernel: Array) -> Array:
         f[batch, 2 rows, 2 columns, features].
     """
     # The last one of the kernel comes first.
-    y = jnp.einsum("bhwc,ijcd->bhwijd", x, kernel[::-1, ::-1])
-    return rearrange(y, "b h w i j d -> b (h i) (w j) d")
+    y = x @ rearrange(kernel[::-1, ::-1], "i j c d -> c (i j d)")
+    return rearrange(y, "b h w (i j d) -> b (h i) (w j) d", i=2, j=2)
