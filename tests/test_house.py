@@ -2,7 +2,11 @@
 them everything may import the errors."""
 
 import ast
+import importlib.metadata
+import os
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -56,3 +60,15 @@ def test_imports_go_down(name):
 def test_no_file_is_two_subjects_long():
     long = {path.name: len(path.read_text().splitlines()) for path in FILES}
     assert {name: lines for name, lines in long.items() if lines > 400} == {}
+
+
+def test_a_folder_that_is_called_vitlab_does_not_hide_the_package(tmp_path):
+    """Such as a checkout beside a script."""
+    try:
+        importlib.metadata.distribution("vitlab")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("vitlab is not installed")
+    (tmp_path / "vitlab" / "configs").mkdir(parents=True)
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    code = "import vitlab; vitlab.load"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
