@@ -271,10 +271,9 @@ def test_other_classes_in_the_evaluation_are_refused(own, tmp_path, capsys):
     )
 
 
-def test_more_objects_than_places_name_the_image(tmp_path, capsys):
+def test_more_objects_than_places_are_told_before_training(tmp_path, capsys):
     source = write_coco(tmp_path / "many", objects=6)
-    settings = {**DETECTOR, "data.source": source, "evaluators": "{}"}
+    settings = {**DETECTOR, "data.source": source, "data.on_error": "skip", "evaluators": "{}"}
     assert run("detr_digit_scenes", tmp_path / "run", settings) == 2
-    assert re.search(
-        r"photos/\d+.png: pad_boxes\(5\): the image has 6 objects", capsys.readouterr().err
-    )
+    said = "config.data.preprocess: pad_boxes(5), but an image has 6 of them: pad_boxes(6) has room"
+    assert said in capsys.readouterr().err

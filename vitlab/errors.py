@@ -7,6 +7,10 @@ class InputError(ValueError):
     """The user's config, data or command is wrong: `main` prints this one line and exits with 2."""
 
 
+class NoRoomError(InputError):
+    """An example is larger than the config has room for: no fault of its own, never skipped."""
+
+
 class WorkerError(RuntimeError):
     """A process that reads data was killed: `main` prints this one line and exits with 1."""
 

@@ -10,10 +10,14 @@ from vitlab.data.annotations import (
     Annotations,
     Object,
     Record,
+    brief,
     duplicates,
 )
+from vitlab.data.preprocess import Preprocess
 from vitlab.data.preview import draw_objects
+from vitlab.data.targets import check_room
 from vitlab.errors import InputError
+from vitlab.evaluation.boxes import Detections, check
 
 
 def source(*objects, size=(20, 10), split="train"):
@@ -58,8 +62,8 @@ def test_an_image_may_have_no_object():
         ((-0.9, 0, 20.9, 10), [0, 0, 20, 10], 200, None),  # A pixel of rounding is ordinary.
         ((-3, 1, 5, 12), [0, 1, 5, 10], 45, "box (-3, 1, 5, 12) of 'cat' reaches outside of the"),
         ((5, 1, 5, 9), [5, 1, 5, 9], 0, "a box of 'cat' has no area: training leaves it out"),
-        ((8, 1, 5, 9), [8, 1, 5, 9], 0, "a box of 'cat' has no area"),
-        ((8, 9, 5, 1), [8, 9, 5, 1], 0, "a box of 'cat' has no area"),
+        ((8, 1, 5, 9), [8, 1, 8, 9], 0, "a box of 'cat' has no area"),
+        ((8, 9, 5, 1), [8, 9, 8, 9], 0, "a box of 'cat' has no area"),
         ((25, 1, 30, 9), [20, 1, 20, 9], 0, "reaches outside of the 20 x 10 image"),
     ],
 )
@@ -67,6 +71,7 @@ def test_boxes_are_clipped_and_what_is_odd_is_noted(box, clipped, area, note):
     found = source(Object("cat", box))
     assert found.annotation(0).boxes.tolist() == [clipped]
     assert found.annotation(0).area.tolist() == [area]
+    check([found.annotation(0)], [Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, int))], 2)
     if note is None:
         assert found.notes == []
     else:
@@ -142,3 +147,24 @@ def test_what_is_drawn_has_the_colours_of_the_classes():
     assert outside.max() == 0
     small = draw_objects(np.zeros((10, 3000, 3), np.uint8), source().annotation(0), ())
     assert small.size == (3000, 10)
+
+
+def test_room_for_boxes_is_checked_against_the_annotations():
+    objects = [Object("cat", (i, 1, i + 2, 4)) for i in range(4)]
+    found = source(*objects, Object("cat", (3, 3, 3, 5)), Object("cat", (0, 0, 9, 9), crowd=True))
+    assert found.most_objects() == 4
+    ops = Preprocess.parse("decode|pad_boxes(4)|value_range(-1,1)").ops
+    check_room(ops, found)
+    ops = Preprocess.parse("decode|pad_boxes(3)|value_range(-1,1)").ops
+    said = r"pad_boxes\(3\), but an image has 4 of them: pad_boxes\(4\) has room for all$"
+    with pytest.raises(InputError, match=said):
+        check_room(ops, found)
+
+
+def test_values_in_errors_are_short():
+    assert brief([1, "a"]) == "[1, 'a']"
+    nested = ["x"]
+    for _ in range(60):  # Written out, more than there are atoms on Earth.
+        nested = [nested] * 10
+    assert len(brief(nested)) < 200
+    assert len(brief("x" * 10**6)) < 100

@@ -10,6 +10,9 @@ from PIL import Image
 from vitlab.data.annotations import RLE
 from vitlab.data.sources import open_source
 from vitlab.errors import InputError
+from vitlab.evaluation.boxes import Detections
+from vitlab.evaluation.detection import coco_evaluation, coco_metrics
+from vitlab.evaluation.masks import encode_masks
 
 IMAGES = [
     {"id": 0, "file_name": "a.jpg", "width": 8, "height": 6},
@@ -117,7 +120,7 @@ def test_odd_boxes_are_kept_and_noted(write):
     content["annotations"][1]["segmentation"] = [[1, 2, 3, 4], [0, 0, 8, 0, 8, 6]]
     source = open_source(write(content), "train")
     found = by_name(source)["a.jpg"]
-    assert found.boxes[0].tolist() == [4, 2, 1, 2]
+    assert found.boxes[0].tolist() == [4, 2, 4, 2]
     assert [polygon.tolist() for polygon in found.segmentations[1]] == [[[0, 0], [8, 0], [8, 6]]]
     assert any("a box of 'dog' has no area" in note for note in source.notes)
     assert any("annotations[1].segmentation (id 2): polygon 0" in note for note in source.notes)
@@ -171,6 +174,7 @@ def test_wrong_tables(write, key, change, message):
         ({"bbox": [1, 2, 3, 10**400]}, "annotations[1].bbox must be four finite numbers"),
         ({"image_id": 1}, "annotations[1].image_id is 1, which is not among the images"),
         ({"category_id": 1}, "annotations[1].category_id is 1, which is not among the categories"),
+        ({"category_id": list(range(999))}, "is [0, 1, 2, 3, 4, 5, ...] but must be a whole"),
         ({"category_id": None}, "annotations[1].category_id is None but must be a whole number"),
         ({"id": 1}, "annotations has the id 1 twice"),
         ({"iscrowd": 2}, "annotations[1].iscrowd is 2 but must be 0 or 1"),
@@ -271,3 +275,30 @@ def test_the_area_is_that_of_the_outline_where_the_json_says_none(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(content))
     source = open_source(f"coco:{tmp_path / 'a.json'}", "train")
     assert source.annotation(0).area.tolist() == [50, 7, 100]
+
+
+def test_an_object_of_whose_outline_nothing_is_left_keeps_its_box_alone(write):
+    content = copy.deepcopy(CONTENT)
+    first, second = content["annotations"]
+    first["segmentation"] = [[1, 2, 3, 4]]
+    second |= {"segmentation": [[0, 0, 8, 0, 8, 6]], "iscrowd": 0}
+    source = open_source(write(content), "train")
+    index = [source.describe(i).endswith("a.jpg") for i in range(2)].index(True)
+    truth, segments = source.annotation(index), source.segments(index)
+    assert truth.labels.tolist() == [1, 0]
+    assert segments.labels.tolist() == [0, 2]  # A cat and the background, but no dog.
+    assert any(
+        "(id 1): nothing is left: the object has a box, but no pixel" in n for n in source.notes
+    )
+    # A detector of the cat alone has found all that can be found.
+    masks = encode_masks((segments.map == 0)[None])
+    found = Detections(truth.boxes[1:], np.ones(1), np.array([0]), masks)
+    evaluation = coco_evaluation([truth], [found], source.class_names, of="masks")
+    assert coco_metrics(evaluation)["AP"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", ["a\0b.png", "\ud800.png"])
+def test_names_that_no_file_can_have(write, name):
+    content = copy.deepcopy(CONTENT)
+    content["images"][0]["file_name"] = name
+    fails(write(content), f"images[0].file_name is {name!r}, which no file can be called")

@@ -12,7 +12,7 @@ from PIL import Image
 
 from vitlab.data import decode as decoding
 from vitlab.data import turbojpeg
-from vitlab.data.decode import Picture, decode
+from vitlab.data.decode import Picture, decode, image_size
 from vitlab.errors import InputError
 
 
@@ -340,3 +340,42 @@ def test_libturbojpeg_before_version_3_is_not_used(monkeypatch):
         assert turbojpeg.decode_piece(b"", (0, 0, 1, 1)) is None
     finally:
         turbojpeg._library.cache_clear()
+
+
+class Counted(io.BytesIO):
+    """A file that knows how much of it was read."""
+
+    count = 0
+
+    def read(self, size=-1):
+        found = super().read(size)
+        self.count += len(found)
+        return found
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_the_size_of_a_file_is_read_from_its_header(kind):
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for options, size in (({}, (400, 300)), ({"exif": exif}, (300, 400))):
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, kind, **options)
+        assert image_size(file.getvalue(), "a") == size
+        counted = Counted(file.getvalue())
+        assert image_size(counted, "a") == size
+        # Pillow decodes a PNG with EXIF.
+        assert counted.count < len(file.getvalue()) / 20 or (kind == "PNG" and options)
+
+
+def test_exif_behind_the_pixels_of_a_png_turns_it():
+    file = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (6, 4)).save(file, "PNG", exif=exif)
+    data = file.getvalue()
+    start = data.index(b"eXIf") - 4
+    stop = start + 12 + int.from_bytes(data[start : start + 4], "big")
+    end = data.index(b"IEND") - 4
+    moved = data[:start] + data[stop:end] + data[start:stop] + data[end:]
+    assert image_size(moved, "a") == image_size(data, "a") == (4, 6) == decode(moved).shape[1::-1]

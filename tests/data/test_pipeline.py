@@ -9,7 +9,7 @@ import pytest
 
 from vitlab.data.pipeline import epoch_order, eval_batches, example_rng, train_batches
 from vitlab.data.sources import open_source
-from vitlab.errors import InputError
+from vitlab.errors import InputError, NoRoomError
 
 
 def take(batches, count=None):
@@ -264,3 +264,21 @@ def test_wrong_settings(numbered, decode):
         train_batches(numbered(5), decode, batch_size=6, seed=0, process_count=4)
     with pytest.raises(InputError, match="on_error 'ignore' is not known: it is 'raise' or 'skip'"):
         eval_batches(numbered(5), decode, batch_size=6, on_error="ignore")
+
+
+@pytest.mark.parametrize("make", [lambda *a, **k: train_batches(*a, seed=0, **k), eval_batches])
+def test_an_example_without_room_is_not_a_broken_one(numbered, decode, make):
+    def preprocess(example, rng):
+        if example["image"].flat[0] == 3:
+            raise NoRoomError("pad_boxes(1): too many")
+        return decode(example, rng)
+
+    with pytest.raises(InputError, match=r"^3\.png: pad_boxes\(1\): too many$"):
+        take(make(numbered(200), preprocess, batch_size=100, on_error="skip"), 2)
+
+
+def test_a_name_that_occurs_in_the_fault_is_told_nevertheless(numbered, decode):
+    source = numbered(12, broken=[10])
+    source.describe = lambda index: "image" if index == 10 else str(index)
+    with pytest.raises(InputError, match="^image: not an image$"):
+        take(eval_batches(source, decode, batch_size=4))

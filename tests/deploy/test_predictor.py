@@ -252,3 +252,10 @@ def test_a_thing_of_one_pixel_becomes_no_picture_of_gigabytes():
     predictor = Predictor(make("classification", "decode|resize_small(256)|central_crop(32)"))
     with pytest.raises(InputError, match="of 1 x 20000 would become"):
         predictor.predict(np.zeros((20_000, 1, 3), np.uint8))
+
+
+def test_a_name_that_occurs_in_the_error_is_told_nevertheless(classifier, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "image").write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"^image: the image \(8 bytes\) is not"):
+        classifier.predict("image")

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from vitlab.data.annotations import RLE, Annotation, Annotations, Object, Record, Segmentation
-from vitlab.data.decode import image_size
-from vitlab.data.folders import place_in_order, read_file
+from vitlab.data.folders import place_in_order, read_file, read_size
 from vitlab.data.segments import BACKGROUND, Segments, from_objects
 from vitlab.data.splits import resolve, split_names
 from vitlab.errors import InputError
@@ -66,14 +65,19 @@ class AnnotatedSource:
         if faults:
             more = f", and {len(faults) - 1} more like it" if len(faults) > 1 else ""
             raise InputError(f"{faults[0]}{more}: mend or remove what cannot be read")
-        self._outlines = _Outlines([[o.segmentation for o in r.objects] for r in records])
+        self._outlines = _Outlines(
+            [
+                [_outline(o.segmentation, each) for o in record.objects]
+                for record, each in zip(records, self._annotations, strict=True)
+            ]
+        )
         if any(o.segmentation is not None for r in records for o in r.objects):
             # The background last, so that a label means the same in `Annotation` and `Segments`.
             self.segment_names = (*self.class_names, BACKGROUND)
             self.things = (True,) * len(self.class_names) + (False,)
 
     def _annotation(self, record: Record, labels: dict[str, int]) -> Annotation:
-        size = record.size or image_size(read_file(record.path), record.path)
+        size = record.size or read_size(record.path)
         objects = record.objects
         boxes = np.array([o.box for o in objects], np.float64).reshape(-1, 4)
         width, height = size
@@ -84,16 +88,17 @@ class AnnotatedSource:
                 f"{record.path}: box ({box}) of {objects[number].name!r} reaches outside of the "
                 f"{width} x {height} image and was clipped"
             )
+        # Corners in the wrong order leave a box without area, whose corners metrics can read.
+        clipped[:, 2:] = np.maximum(clipped[:, 2:], clipped[:, :2])
         sides = clipped[:, 2:] - clipped[:, :2]
-        for number in np.flatnonzero((sides <= 0).any(axis=1)):
+        for number in np.flatnonzero((sides == 0).any(axis=1)):
             self.notes.append(
                 f"{record.path}: a box of {objects[number].name!r} has no area: training leaves it "
                 "out"
             )
         for each in objects:
             _check_outline(each, size, record.path)
-        # Two negative sides, of corners in the wrong order, would multiply to an area.
-        areas = zip(objects, np.maximum(sides, 0).prod(axis=1), strict=True)
+        areas = zip(objects, sides.prod(axis=1), strict=True)
         return Annotation(
             image_id=record.image_id,
             width=width,
@@ -117,6 +122,15 @@ class AnnotatedSource:
     def objects(self, index: int) -> Annotation:
         """What is known of example `index`, without its image and the outlines of its objects."""
         return self._annotations[index]
+
+    def most_objects(self) -> int:
+        """The most that an image has for a detector to learn: no crowds, none without an area."""
+        most = 0
+        for each in self._annotations:
+            if len(each) > most:
+                has_area = (each.boxes[:, 2:] > each.boxes[:, :2]).all(axis=1)
+                most = max(most, int((has_area & ~each.crowd).sum()))
+        return most
 
     def annotation(self, index: int) -> Annotation:
         """What is known of example `index`, without its image."""
@@ -155,6 +169,11 @@ def _check_outline(found: Object, size: tuple[int, int], path: str) -> None:
                 f"{path}: a polygon of {found.name!r} has the coordinate {farthest:g}, far beyond "
                 f"the {size[0]} x {size[1]} image"
             )
+
+
+def _outline(found: Segmentation, of: Annotation) -> Segmentation:
+    """A mask without a pixel in the place of no polygon at all."""
+    return RLE((of.height, of.width), (of.height * of.width,)) if found == () else found
 
 
 def _area(found: Object, of_box: float) -> float:

@@ -1,6 +1,7 @@
 """What is known of the objects in an image: the one form that every annotation format becomes."""
 
 import dataclasses
+import reprlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -28,7 +29,8 @@ class RLE(NamedTuple):
         return np.repeat(runs, self.counts).reshape(width, height).T
 
 
-# Of one object: polygons f64[points, 2] of (x, y), a mask, or nothing but the box.
+# Of one object: polygons f64[points, 2] of (x, y), without any where no pixel is left of it; a
+# mask; or nothing but the box.
 Segmentation = tuple[np.ndarray, ...] | RLE | None
 
 
@@ -124,3 +126,10 @@ def duplicates(values: Sequence[Any]) -> list[Any]:
     """What occurs more than once, each once, in order."""
     seen: set[Any] = set()
     return list(dict.fromkeys(v for v in values if v in seen or seen.add(v)))
+
+
+def brief(value: Any) -> str:
+    """A value as an error shows it: in a few words, however long it is and deeply it nests."""
+    shown = reprlib.Repr()
+    shown.maxlevel, shown.maxstring, shown.maxother = 1, 60, 60
+    return shown.repr(value)

@@ -16,6 +16,7 @@ from vitlab.data.annotations import (
     Object,
     Record,
     Segmentation,
+    brief,
     duplicates,
 )
 from vitlab.data.folders import read_file
@@ -99,7 +100,7 @@ class CocoFile:
         """All images with their objects, which are given by the id of the image."""
         records = []
         for i, (image_id, image) in enumerate(zip(self.sizes, self.images, strict=True)):
-            file_name = self.get(image, "file_name", str, f"images[{i}]")
+            file_name = self.file_name(image, f"images[{i}]")
             path, found = os.path.join(self._folder, file_name), tuple(objects[image_id])
             records.append(Record(path, file_name, image_id, self.sizes[image_id], found))
         return Annotations(self.class_names, self.category_ids, tuple(records), tuple(self.notes))
@@ -119,13 +120,13 @@ class CocoFile:
     def crowd(self, entry: dict, where: str) -> bool:
         crowd = entry.get("iscrowd") or 0
         if crowd not in (0, 1):
-            raise self.wrong(f"{where}.iscrowd", f"is {crowd!r} but must be 0 or 1")
+            raise self.wrong(f"{where}.iscrowd", f"is {brief(crowd)} but must be 0 or 1")
         return crowd == 1
 
     def area(self, entry: dict, where: str) -> float | None:
         area = entry.get("area")
         if area is not None and _numbers([area]) is None:
-            raise self.wrong(f"{where}.area", f"is {area!r} but must be a finite number")
+            raise self.wrong(f"{where}.area", f"is {brief(area)} but must be a finite number")
         return area
 
     def ids(self, key: str, entries: list[dict]) -> list[int]:
@@ -150,8 +151,19 @@ class CocoFile:
         # Not isinstance: true and false are ints to Python.
         if type(entry[key]) is not kind:
             word = {int: "a whole number", str: "text", list: "a list"}[kind]
-            raise self.wrong(f"{where}.{key}", f"is {entry[key]!r} but must be {word}")
+            raise self.wrong(f"{where}.{key}", f"is {brief(entry[key])} but must be {word}")
         return entry[key]
+
+    def file_name(self, entry: dict, where: str) -> str:
+        """What an entry's file is called."""
+        name = self.get(entry, "file_name", str, where)
+        try:
+            possible = b"\0" not in os.fsencode(name)
+        except UnicodeEncodeError:  # Half a pair of surrogates.
+            possible = False
+        if not possible:
+            raise self.wrong(f"{where}.file_name", f"is {brief(name)}, which no file can be called")
+        return name
 
     def wrong(self, where: str, what: str) -> InputError:
         return InputError(f"{self.path}: {where} {what}")
@@ -236,7 +248,12 @@ class _Reader(CocoFile):
                 )
                 continue
             polygons.append(numbers.reshape(-1, 2))
-        return tuple(polygons) or None
+        if not polygons:
+            self.notes.append(
+                f"{self.path}: {where}: nothing is left: the object has a box, but no pixel of the "
+                "segments"
+            )
+        return tuple(polygons)
 
     def _rle(self, found: dict, size: tuple[int, int] | None, where: str) -> RLE:
         shape, counts = found.get("size"), found.get("counts")

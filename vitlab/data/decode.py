@@ -9,7 +9,7 @@ import contextlib
 import io
 import math
 import threading
-from typing import Annotated, Literal
+from typing import Annotated, BinaryIO, Literal
 
 import numpy as np
 from PIL import Image
@@ -221,15 +221,22 @@ def pixels_of(picture: Image.Image, channels: Literal[1, 3] = 3) -> np.ndarray:
     return _pixels(_upright(picture, _orientation(picture)), channels)
 
 
-def image_size(data: bytes, where: str) -> tuple[int, int]:
-    """Width and height in pixels of an encoded image, upright as EXIF says, from its header.
+def image_size(data: bytes | BinaryIO, where: str) -> tuple[int, int]:
+    """Width and height in pixels of an encoded image, upright as EXIF says.
+
+    Args:
+      data: its bytes, or a file, of which little more than the header is read.
+      where: what the image is called, for the error.
 
     Raises:
       InputError: it is no image; the line begins with `where`.
     """
+    file = io.BytesIO(data) if isinstance(data, bytes) else data
     try:
-        picture = _opened(data, _FORMATS)
-        turned = _orientation(picture) >= 5
+        picture = _opened(file, _FORMATS)
+        # Pillow decodes a whole PNG to look behind its pixels for EXIF.
+        plain = picture.format == "PNG" and not _has_words(file)
+        turned = not plain and _orientation(picture) >= 5
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{where}: the image cannot be read ({reason})") from None
@@ -276,12 +283,13 @@ def _damaged(data: bytes, error: Exception) -> InputError:
     return InputError(f"the image ({len(data)} bytes) is damaged or cut short: {reason}")
 
 
-def _opened(data: bytes, formats: tuple[str, ...]) -> Image.Image:
+def _opened(data: bytes | BinaryIO, formats: tuple[str, ...]) -> Image.Image:
     """Reads the header alone, of an image of any size: who calls holds it against a limit."""
     with _OPENING:  # Pillow's own limit is one for the whole process.
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            return Image.open(io.BytesIO(data), formats=formats)
+            file = io.BytesIO(data) if isinstance(data, bytes) else data
+            return Image.open(file, formats=formats)
         finally:
             Image.MAX_IMAGE_PIXELS = limit
 
@@ -300,6 +308,17 @@ def _place_of_height(data: bytes) -> int | None:
             return None
         place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
     return None
+
+
+def _has_words(file: BinaryIO) -> bool:
+    """Whether a PNG has EXIF or texts, which may hold it, in its list of chunks: each a length, a
+    kind, the content and four bytes of checksum (https://www.w3.org/TR/png-3)."""
+    file.seek(8)
+    while len(head := file.read(8)) == 8:
+        if head[4:] in (b"eXIf", b"iTXt", b"tEXt", b"zTXt"):
+            return True
+        file.seek(int.from_bytes(head[:4], "big") + 4, io.SEEK_CUR)
+    return False
 
 
 def _orientation(picture: Image.Image) -> int:

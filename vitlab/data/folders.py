@@ -1,17 +1,20 @@
 """Sources of image files in folders: with a class a folder, or without labels."""
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Iterator
-from typing import Any
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any, BinaryIO
 
 import numpy as np
 from etils import epath
 
+from vitlab.data.decode import image_size
 from vitlab.data.splits import resolve, split_names
 from vitlab.errors import InputError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif")
 
 
 class FolderSource:
@@ -33,7 +36,8 @@ class FolderSource:
         folders = _subfolders(root)
         if not folders:
             raise InputError(f"folder {root} holds no folder of images, one a class is expected")
-        if all(holds_images(folder) for folder in folders.values()):
+        hold = {name: holds_images(folder) for name, folder in folders.items()}
+        if all(hold.values()):
             splits = {"train": folders}
         else:
             splits = {name: _subfolders(folder) for name, folder in folders.items()}
@@ -42,12 +46,21 @@ class FolderSource:
         for name in wanted:
             if name not in splits:
                 kind = "has" if splits.keys() == folders.keys() else "holds classes, so has only"
+                spare = [each for each in hold if not hold[each]]
+                hint = ""
+                if 0 < len(spare) < len(hold):
+                    hint = (
+                        f"; if its folders are classes, remove those that hold no image themselves "
+                        f"or put some there: {', '.join(spare)}"
+                    )
                 raise InputError(
                     f"folder {root} {kind} the split {', '.join(splits)}: {name!r} does not exist"
+                    f"{hint}"
                 )
         classes = splits.get("train") or {c: None for each in splits.values() for c in each}
         self.class_names = tuple(sorted(classes))
         files = {name: self._files(splits[name], folders, name) for name in wanted}
+        self._folders = [os.fspath(each) for name in wanted for each in splits[name].values()]
         sizes = {name: len(found) for name, found in files.items()}
         self.ranges = resolve(split, sizes, f"folder:{root}")
         examples = [x for name, start, stop in self.ranges for x in files[name][start:stop]]
@@ -82,6 +95,10 @@ class FolderSource:
     def describe(self, index: int) -> str:
         return os.path.join(self._root, self._paths[index])
 
+    def other_files(self) -> dict[str, int]:
+        """How many files in the folders of the splits' classes it does not read, by suffix."""
+        return other_files(self._folders)
+
 
 class ImagesSource:
     """All image files below a folder, without labels, to pretrain on. In an order as of
@@ -113,6 +130,10 @@ class ImagesSource:
     def describe(self, index: int) -> str:
         return os.path.join(self._root, self._paths[index])
 
+    def other_files(self) -> dict[str, int]:
+        """How many files it does not read, by suffix."""
+        return other_files([self._root])
+
 
 def place_in_order(path: str) -> bytes:
     """A hash of a relative path, by which files are sorted."""
@@ -121,10 +142,41 @@ def place_in_order(path: str) -> bytes:
 
 def read_file(path: str) -> bytes:
     """The bytes of a file; an InputError names it where it cannot be read."""
+    with _opened(path) as file:
+        return file.read()
+
+
+def read_lines(path: str) -> list[str]:
+    """The lines of a file in UTF-8, whether or not it begins with a byte order mark.
+
+    Raises:
+        InputError: it cannot be read, or is in another encoding.
+    """
     try:
-        return epath.Path(path).read_bytes()
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
+        return read_file(path).decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8 (byte {error.start}): save it as such") from None
+
+
+def read_size(path: str) -> tuple[int, int]:
+    """Width and height of an image file, of which little more than the header is read.
+
+    Raises:
+        InputError: see `image_size`, or it cannot be read.
+    """
+    with _opened(path) as file:
+        return image_size(file, path)
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[BinaryIO]:
+    try:
+        with epath.Path(path).open("rb") as file:
+            yield file
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:  # The latter where the name has a NUL.
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise InputError(f"{path}: cannot be read ({reason})") from error
 
 
@@ -151,16 +203,46 @@ def holds_images(folder: epath.Path) -> bool:
 
 
 def image_files(folder: epath.Path) -> Iterator[str]:
-    """Every image file below `folder`, as a path from there."""
+    """Every image file below `folder`, as a path from there, without those in hidden folders.
+
+    Links to folders are followed, and a folder that several lead to is read once: they may form
+    cycles. What is reached without a link is read first, so that a link more renames nothing.
+    """
+    return (name for name in _files(folder) if name.lower().endswith(IMAGE_SUFFIXES))
+
+
+def other_files(folders: Iterable[str]) -> dict[str, int]:
+    """How many files below these folders are not read as images, by suffix."""
+    names = (name for folder in folders for name in _files(epath.Path(folder)))
+    counts = Counter(os.path.splitext(name)[1].lower() or "no suffix" for name in names)
+    return {suffix: n for suffix, n in sorted(counts.items()) if suffix not in IMAGE_SUFFIXES}
+
+
+def _files(folder: epath.Path) -> Iterator[str]:
+    """See `image_files`, of every suffix."""
 
     def stop(error: OSError):
         raise InputError(f"folder {error.filename} cannot be read ({error.strerror})") from error
 
+    def walk(start: str):
+        # From Python 3.12 on, pathlib counts links to folders among the files.
+        local = os.path.isdir(start)
+        return os.walk(start, onerror=stop) if local else epath.Path(start).walk(on_error=stop)
+
     top = os.fspath(folder)
-    for where, _, names in folder.walk(on_error=stop):
-        below = os.fspath(where)[len(top) :].lstrip("/")
-        if any(part.startswith((".", "__")) for part in below.split("/")):
-            continue
-        for name in names:
-            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
-                yield os.path.join(below, name)
+    waiting, seen = [top], set()
+    while waiting:
+        start = waiting.pop(0)
+        real = os.path.realpath(start)
+        for where, folders, names in walk(start):
+            where = os.fspath(where)
+            place = real + where[len(start) :]
+            if place in seen:
+                folders.clear()
+                continue
+            seen.add(place)
+            folders[:] = sorted(each for each in folders if not each.startswith((".", "__")))
+            paths = (os.path.join(where, each) for each in folders)
+            waiting += (path for path in paths if os.path.islink(path))
+            below = where[len(top) :].lstrip("/")
+            yield from (os.path.join(below, name) for name in names if not name.startswith("."))

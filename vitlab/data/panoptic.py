@@ -67,6 +67,10 @@ class PanopticSource(AnnotatedSource):
         masks = {path: mask for each in readers for path, mask in each.masks.items()}
         self._masks = [masks[path] for path in self._paths]
 
+    def most_segments(self) -> int:
+        """The most that an image has, without crowds."""
+        return max(int((~mask.crowd).sum()) for mask in self._masks)
+
     def annotation(self, index: int) -> Annotation:
         """The things in example `index`, with their masks."""
         segments = self.segments(index)
@@ -160,7 +164,7 @@ class _Reader(CocoFile):
 
     def _segments(self, entry: dict, where: str) -> tuple[_Mask, list[Object]]:
         """What the PNG of an image holds, and the things in it."""
-        path = os.path.join(self._folder_of_masks, self.get(entry, "file_name", str, where))
+        path = os.path.join(self._folder_of_masks, self.file_name(entry, where))
         infos, where = self.get(entry, "segments_info", list, where), f"{where}.segments_info"
         self.check_entries(infos, where)
         ids = self.ids(where, infos)

@@ -20,7 +20,7 @@ from absl import flags
 
 from vitlab import allocator
 from vitlab.data.sources import Source
-from vitlab.errors import InputError, WorkerError
+from vitlab.errors import InputError, NoRoomError, WorkerError
 
 Example = dict[str, Any]
 Batch = dict[str, np.ndarray]
@@ -254,7 +254,8 @@ class _Reader:
             example = self.preprocess(self.source[index], example_rng(self.seed, epoch, index))
         except InputError as error:
             where, fault = self.source.describe(index), " ".join(str(error).split())
-            raise InputError(fault if where in fault else f"{where}: {fault}") from error
+            named = fault if fault.startswith(f"{where}:") else f"{where}: {fault}"
+            raise type(error)(named) from error
         return {**example, "id": index, "epoch": epoch, "mask": True}
 
     def first_readable(self, index: int, epoch: int, broken: dict[int, str]) -> Example:
@@ -268,7 +269,7 @@ class _Reader:
             try:
                 return self(index, epoch)
             except InputError as error:
-                if self.on_error == "raise":
+                if self.on_error == "raise" or isinstance(error, NoRoomError):
                     raise
                 found[index] = broken[index] = str(error)
                 index = (index + 1) % size
@@ -310,7 +311,7 @@ class _EvalBatch:
             try:
                 examples.append(self._reader(index, 0))
             except InputError as error:
-                if self._reader.on_error == "raise":
+                if self._reader.on_error == "raise" or isinstance(error, NoRoomError):
                     raise
                 broken[index] = str(error)
                 examples.append(index)

@@ -11,14 +11,17 @@ While geometry runs, an example may have
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Annotated
 
 import numpy as np
 
 from vitlab.data.annotations import Annotation
 from vitlab.data.arguments import Between
+from vitlab.data.op_strings import Op
 from vitlab.data.segments import Segments
-from vitlab.errors import InputError
+from vitlab.data.sources import Source
+from vitlab.errors import InputError, NoRoomError
 
 
 def with_affine(example: dict) -> dict:
@@ -82,14 +85,14 @@ def pad_boxes(example: dict, max_boxes: Annotated[int, Between(1, 10_000)]) -> d
         content: i32[2], see above, where an op has padded.
 
     Raises:
-      InputError: the image has more objects.
+      NoRoomError: the image has more objects.
     """
     objects: Annotation = example["objects"]
     boxes = example["boxes"]
     kept = ~objects.crowd & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
     count = int(kept.sum())
     if count > max_boxes:
-        raise InputError(
+        raise NoRoomError(
             f"pad_boxes({max_boxes}): the image has {count} objects: make room for the most that "
             "an image has"
         )
@@ -137,13 +140,13 @@ def pad_segments(example: dict, max_segments: Annotated[int, Between(1, 10_000)]
         content: i32[2], see above, where an op has padded.
 
     Raises:
-      InputError: the image has more segments.
+      NoRoomError: the image has more segments.
     """
     segments: Segments = example["segments"]
     kept = segments.present() & ~segments.crowd
     count = int(kept.sum())
     if count > max_segments:
-        raise InputError(
+        raise NoRoomError(
             f"pad_segments({max_segments}): the image has {count} segments: make room for the most "
             "that an image has"
         )
@@ -155,6 +158,30 @@ def pad_segments(example: dict, max_segments: Annotated[int, Between(1, 10_000)]
         "segment_mask": np.arange(max_segments) < count,
     }
     return with_place({**example, **padded})
+
+
+def check_room(ops: Sequence[Op], source: Source) -> None:
+    """That `pad_boxes` and `pad_segments` have room for each image of a source that knows the most
+    that one of its images has, uncropped.
+
+    Args:
+      ops: of the preprocessing.
+      source: what is trained on.
+
+    Raises:
+      NoRoomError: they have not; the line says how much would do.
+    """
+    known = {"pad_boxes": "most_objects", "pad_segments": "most_segments"}
+    for op in ops:
+        most = getattr(source, known.get(op.name, ""), None)
+        if most is None:
+            continue
+        ((_, room),) = op.arguments
+        if (count := most()) > room:
+            raise NoRoomError(
+                f"config.data.preprocess: {op.name}({room}), but an image has {count} of them: "
+                f"{op.name}({count}) has room for all"
+            )
 
 
 def with_place(example: dict) -> dict:

@@ -230,7 +230,8 @@ class Predictor:
 def _named(picture: Picture, error: InputError) -> InputError:
     """The error with the name of the picture, where it has one."""
     name = os.fspath(picture) if isinstance(picture, os.PathLike | str) else ""
-    return error if name in str(error) else InputError(f"{name}: {error}")
+    named = not name or str(error).startswith(f"{name}:")
+    return error if named else InputError(f"{name}: {error}")
 
 
 def _mirrored(preprocess: Preprocess) -> Preprocess:

@@ -59,7 +59,8 @@ def coco_evaluation(
 
     Matching and accumulation are faster-coco-eval's, whose numbers are those of pycocotools. A
     detection that lies in a crowd region of its class counts neither way, and a false positive in
-    an image without objects counts as any other. Difficult objects are objects: COCO has none.
+    an image without objects counts as any other. Difficult objects are objects: COCO has none. Of
+    masks, an object without a pixel counts neither way; pycocotools counts it as missed.
 
     Args:
         truth: of each image.
@@ -112,7 +113,7 @@ def coco_evaluation(
             truth,
             outlines[0],
             area=[t.area for t in truth],
-            iscrowd=[t.crowd.astype(int) for t in truth],
+            iscrowd=[(t.crowd | _unseen(t) if masks else t.crowd).astype(int) for t in truth],
         ),
         coco(found, outlines[1], area=area, score=[f.scores for f in found]),
         iouType="segm" if masks else "bbox",
@@ -326,6 +327,12 @@ def _segmentation(found) -> dict | list:
     if hasattr(found, "counts"):
         return {"size": list(found.size), "counts": list(found.counts)}
     return [np.asarray(polygon).ravel().tolist() for polygon in found]
+
+
+def _unseen(truth: Truth) -> np.ndarray:
+    """bool[objects]: whose mask has no pixel; as a crowd of nothing they count neither way."""
+    counts = [getattr(outline, "counts", (0, 1)) for outline in truth.segmentations]
+    return np.array([sum(each[1::2]) == 0 for each in counts], bool)
 
 
 def _silent(*_) -> None:

@@ -16,6 +16,7 @@ from vitlab.data.pipeline import first_example
 from vitlab.data.preprocess import Preprocess
 from vitlab.data.presized import Presized
 from vitlab.data.sources import Source, open_source
+from vitlab.data.targets import check_room
 from vitlab.errors import InputError
 from vitlab.ops import keys
 from vitlab.tasks.task import task_class
@@ -110,6 +111,7 @@ class Setup:
             exp.schedule, exp.optimizer.lr, self.total, exp.batch_size, len(self.source)
         )
         self.normalize = normalizer(self.preprocess.scale, self.preprocess.shift)
+        check_room(self.preprocess.ops, self.source)
         self.example = first_example(self.source, self.preprocess, exp.data.on_error)
         self.cache: DeviceData | None = None
         if exp.data.cache:
