@@ -1,6 +1,7 @@
 """Presized sources: the same images, smaller, whether they are stored or not."""
 
 import io
+import os
 import pickle
 
 import numpy as np
@@ -147,3 +148,12 @@ def test_a_label_of_minus_one_stays(photographs, monkeypatch):
     source.store(lambda line: None)
     assert source[0]["label"] == -1
     assert source[0]["image"] != IMAGE
+
+
+def test_a_file_that_another_process_renames_meanwhile_is_no_error(photographs):
+    source = Presized(photographs(), 24)
+    source.folder.mkdir(parents=True)
+    # As it is listed, and then no more there.
+    os.symlink("nowhere", source.folder / ".00000.array_record.other.1")
+    source.store(lambda line: None)
+    assert all(source._path(n).exists() for n in range(3))

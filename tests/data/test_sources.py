@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from vitlab.data.embedded import EmbeddedBuilder, png
 from vitlab.data.sources import open_source
 from vitlab.data.splits import resolve, split_names
 from vitlab.errors import InputError
@@ -178,10 +179,50 @@ def test_folder_errors(animals, write_image):
     fails("has the split test, train: 'val' does not exist", "val")
     fails("holds classes, so has only the split train: 'test' does", "test", animals / "test")
     (animals / "train" / "emu").mkdir()
-    fails(r"class folder .*/train/emu holds no image \(jpg, jpeg, png, webp, bmp\)")
+    fails(r"class folder .*/train/emu holds no image \(jpg, jpeg, jfif, png, webp, bmp, gif\)")
     (animals / "train" / "emu").rmdir()
     write_image(animals / "test" / "fox" / "f.png")
     fails("test/fox: the split train has no class 'fox'", "test")
+
+
+@pytest.mark.parametrize("deeper", [False, True])
+def test_a_class_whose_folder_holds_no_image_is_named(tmp_path, write_image, deeper):
+    for name in ("cat", "dog"):
+        write_image(tmp_path / name / "a.png")
+    (tmp_path / "bird").mkdir()
+    if deeper:
+        write_image(tmp_path / "bird" / "wild" / "a.png")
+    said = "if its folders are classes, .* hold no image themselves .*: bird$"
+    with pytest.raises(InputError, match=said):
+        open_source(f"folder:{tmp_path}", "train")
+
+
+def test_links_to_folders_are_followed_and_each_folder_is_read_once(tmp_path, write_image):
+    write_image(tmp_path / "disk" / "a.png")
+    write_image(tmp_path / "set" / "cat" / "deep" / "b.png")
+    write_image(tmp_path / "set" / "cat" / "c.gif")
+    write_image(tmp_path / "set" / "dog" / "d.png")
+    for name, target in (
+        ("cat/0", "disk"),  # Sorted before what is no link.
+        ("cat/more", "disk"),
+        ("cat/deep/self", "set/cat"),
+        ("cat/deep/above", "set"),
+        ("cat/gone", "nowhere"),
+        ("emu", "disk"),
+    ):
+        (tmp_path / "set" / name).symlink_to(tmp_path / target)
+    source = open_source(f"folder:{tmp_path / 'set'}", "train")
+    assert source.class_names == ("cat", "dog", "emu")
+    found = sorted(name.removeprefix(f"{tmp_path}/set/") for name in names(source))
+    assert found == [
+        "cat/0/a.png",
+        "cat/c.gif",
+        "cat/deep/above/dog/d.png",
+        "cat/deep/b.png",
+        "dog/d.png",
+        "emu/a.png",
+    ]
+    assert source.other_files() == {"no suffix": 1}  # The link that leads nowhere.
 
 
 def test_folder_file_that_vanished(animals):
@@ -253,6 +294,21 @@ def test_idx_class_names(tiny_mnist):
     assert named.class_names == tuple("vwxyz")
     with pytest.raises(InputError, match="label 9 but 5 class names: name them all"):
         open_source(f"idx:{tiny_mnist}", "test")
+
+
+def test_idx_class_names_in_other_encodings(tiny_mnist):
+    path = tiny_mnist / "classes.txt"
+    path.write_text("\ufeffa\nb\nc\nd\ne\n")
+    assert open_source(f"idx:{tiny_mnist}", "train").class_names == tuple("abcde")
+    path.write_bytes(b"K\xe4fer\n")
+    with pytest.raises(InputError, match=r"classes.txt: is not UTF-8 \(byte 1\): save it as such$"):
+        open_source(f"idx:{tiny_mnist}", "train")
+
+
+def test_options_are_no_form(tiny_mnist):
+    """In which a plus would be a blank."""
+    source = open_source(f"idx:{tiny_mnist}?classes=c++,a%2Cb,c d,=,%26", "train")
+    assert source.class_names == ("c++", "a", "b", "c d", "=", "&")
 
 
 def test_idx_errors(tiny_mnist):
@@ -348,3 +404,35 @@ def test_tfds_record_that_cannot_be_read_is_named(tfds_dir):
     source = open_source(f"tfds:digits?data_dir={tfds_dir}", "test")
     with pytest.raises(InputError, match=r"test\[7\]: cannot be read"):
         source[7]
+
+
+def test_coco_is_known_by_its_name_whatever_the_string_says_besides(tmp_path):
+    with tfds.core.registered.skip_registration():
+
+        class Coco(EmbeddedBuilder):
+            VERSION = tfds.core.Version("1.1.0")
+
+            def _info(self):
+                objects = {
+                    "bbox": tfds.features.BBoxFeature(),
+                    "label": tfds.features.ClassLabel(num_classes=80),
+                }
+                features = {
+                    "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
+                    "objects": tfds.features.Sequence(objects),
+                }
+                features = tfds.features.FeaturesDict(features)
+                return tfds.core.DatasetInfo(builder=self, features=features)
+
+            def _split_generators(self, dl_manager):
+                return {"train": self._generate_examples()}
+
+            def _generate_examples(self):
+                box = tfds.features.BBox(0.0, 0.0, 1.0, 1.0)
+                image = png(np.zeros((2, 3, 3), np.uint8))
+                yield 0, {"image": image, "objects": [{"bbox": box, "label": 79}]}
+
+    Coco(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    for spec in ("tfds:coco", "tfds:coco:1.1.0"):
+        source = open_source(f"{spec}?data_dir={tmp_path}", "train")
+        assert source.category_ids[-1] == 90

@@ -191,3 +191,18 @@ def fails(spec, message, split="train"):
         open_source(spec, split)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_lists_may_hold_names_with_blanks_and_a_byte_order_mark(voc, tmp_path):
+    spec = voc("my cat 1", an_object())
+    voc("b", an_object())
+    listed(tmp_path, train="\ufeffmy cat 1\nb  1\n")
+    assert set(by_name(open_source(spec, "train"))) == {"my cat 1.png", "b.png"}
+    (tmp_path / "ImageSets/Main/train.txt").write_bytes("b\nm\u00fcller".encode("latin-1"))
+    fails(spec, "ImageSets/Main/train.txt: is not UTF-8 (byte 3): save it as such")
+
+
+@pytest.mark.parametrize("text", ["<difficult/>", "<difficult>Unspecified</difficult>"])
+def test_what_is_not_said_to_be_difficult_is_not(voc, text):
+    source = open_source(voc("a", an_object(extra=text)), "train")
+    assert source.annotation(0).difficult.tolist() == [False]

@@ -3,6 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vitlab.data import annotated, folders
+from vitlab.data import yolo as yolo_module
 from vitlab.data.sources import open_source
 from vitlab.errors import InputError
 
@@ -140,6 +142,7 @@ def test_wrong_lines(yolo, line, message):
         ("train: [3]\nnames: [a]", "data.yaml: train[0] is 3 but must be text"),
         ("path: 3\nnames: [a]", "data.yaml: path is 3 but must be text"),
         ("train: labels\nnames: [a]", "the split train holds no image"),
+        ("a: &a [x, x]\nb: &b [*a, *a]\ntrain: c\nnames: [*b]", "names[0] is [[...], [...]] but"),
         ("train: !!python/name:os.system\nnames: [a]", "data.yaml:1: is not yaml"),
     ],
 )
@@ -159,3 +162,37 @@ def fails(spec, message, split="train"):
         open_source(spec, split)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_folder_beside_the_yaml_may_be_written_as_one_above(tmp_path, write_image):
+    """As Roboflow writes it, and Ultralytics reads it."""
+    write_image(tmp_path / "set" / "train" / "images" / "a.png")
+    (tmp_path / "set" / "data.yaml").write_text("train: ../train/images\nnames: [cat]\n")
+    source = open_source(f"yolo:{tmp_path}/set/data.yaml", "train")
+    assert source.describe(0) == f"{tmp_path}/set/train/images/a.png"
+    write_image(tmp_path / "train" / "images" / "b.png")
+    assert open_source(f"yolo:{tmp_path}/set/data.yaml", "train").describe(0).endswith("b.png")
+
+
+def test_byte_order_marks_and_other_encodings(yolo, tmp_path):
+    spec = yolo("train: list.txt\nnames: [cat]\n", a="\ufeff0 0.5 0.5 1 1")
+    (tmp_path / "list.txt").write_text("\ufeffimages/train/a.png\n")
+    assert len(open_source(spec, "train").annotation(0)) == 1
+    (tmp_path / "labels/train/a.txt").write_bytes(b"0 0.5 0.5 1 1 \xe4")
+    fails(spec, "labels/train/a.txt: is not UTF-8 (byte 14): save it as such")
+    (tmp_path / "list.txt").write_bytes(b"a\0b.png")
+    fails(spec, "b.png: cannot be read (embedded null byte)")
+
+
+def test_opening_reads_no_image_whole(yolo, monkeypatch):
+    spec, read = yolo(a="0 0.5 0.5 1 1"), []
+
+    def watched(path):
+        read.append(Path(path).name)
+        return folders.read_file(path)
+
+    for module in (annotated, yolo_module):
+        monkeypatch.setattr(module, "read_file", watched)
+    source = open_source(spec, "train")
+    assert (source.annotation(0).width, source.annotation(0).height) == (10, 20)
+    assert read == ["data.yaml"]

@@ -2,12 +2,14 @@
 
 import gzip
 import math
+import os
 import zlib
 from typing import Any
 
 import numpy as np
 from etils import epath
 
+from vitlab.data.folders import read_lines
 from vitlab.data.splits import resolve, split_names
 from vitlab.errors import InputError
 
@@ -41,7 +43,7 @@ class IdxSource:
         else:
             listed = [self._root / name for name in ("classes.txt", "labels.txt")]
             listed = [path for path in listed if path.exists()]
-            names = listed[0].read_text().splitlines() if listed else "0123456789"
+            names = read_lines(os.fspath(listed[0])) if listed else "0123456789"
         return tuple(name.strip() for name in names if name.strip())
 
     def _load(self) -> None:

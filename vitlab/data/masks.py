@@ -11,7 +11,7 @@ from etils import epath
 
 from vitlab.data.annotations import duplicates
 from vitlab.data.decode import decode, decode_mask, image_size
-from vitlab.data.folders import holds_images, image_files, place_in_order, read_file
+from vitlab.data.folders import holds_images, image_files, place_in_order, read_file, read_lines
 from vitlab.data.segments import Segments, without_empty
 from vitlab.data.splits import resolve, split_names
 from vitlab.errors import InputError
@@ -172,7 +172,7 @@ def _classes(root: epath.Path, listed: str) -> tuple[tuple[str, ...], list[tuple
     else:
         where = os.fspath(root / listed)
         try:
-            lines = read_file(where).decode("utf-8-sig", "replace").splitlines()
+            lines = read_lines(where)
         except InputError as error:
             raise InputError(
                 f"{error}: it is to name a class a line, or ?classes=a,b,c names two or more"

@@ -6,6 +6,7 @@ size of its images. What is stored in the user's cache folder only saves time: a
 there is made when it is asked for, the same to the byte.
 """
 
+import contextlib
 import hashlib
 import io
 import os
@@ -130,8 +131,10 @@ class Presized:
 
     def _remove_abandoned(self) -> None:
         for partial in self.folder.glob(".*"):
-            if time.time() - partial.stat().mtime > _ABANDONED_SECONDS:
-                partial.unlink(missing_ok=True)
+            # Another process may be done with it by now.
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - partial.stat().mtime > _ABANDONED_SECONDS:
+                    partial.unlink()
 
     def _record(self, index: int) -> bytes:
         """The label in four bytes and the image; nothing for one that stays as it is."""

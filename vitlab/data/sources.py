@@ -20,7 +20,7 @@ Every source understands the split grammar of TFDS (see `splits`).
 import os
 from collections.abc import Sequence
 from typing import Any, Protocol
-from urllib.parse import parse_qsl
+from urllib.parse import unquote
 
 from vitlab.data.splits import Range
 from vitlab.errors import InputError
@@ -66,7 +66,9 @@ def open_source(spec: str, split: str) -> Source:
     """
     scheme, _, rest = spec.partition(":")
     place, _, query = rest.partition("?")
-    options = dict(parse_qsl(query, keep_blank_values=True))
+    # Not as a form's fields, in which a plus is a blank.
+    pairs = (part.partition("=") for part in query.split("&") if part)
+    options = {unquote(key): unquote(value) for key, _, value in pairs}
     if scheme in _OPTIONS and not place:
         raise InputError(f"source {spec!r} names nothing: write {scheme}:{_EXAMPLES[scheme]}")
     for key in options:

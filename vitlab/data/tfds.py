@@ -39,14 +39,14 @@ class TfdsSource:
         within = getattr(features["objects"], "feature", None) if has_objects else None
         self._annotated = within is not None and {"bbox", "label"} <= set(within.keys())
         # Pascal VOC counts pixels from 1, and TFDS leaves it at that.
-        self._first_pixel = int(name.split("/")[0] == "voc")
+        self._first_pixel = int(builder.name == "voc")
         if "image" not in features or not self._annotated and "label" not in features:
             raise InputError(f"{spec} has no image and label but {', '.join(sorted(features))}")
         label = features["objects"]["label"] if self._annotated else features["label"]
         if not isinstance(label, tfds.features.ClassLabel):
             raise InputError(f"{spec}: the feature label is no class label")
         self.class_names = tuple(label.names)
-        self.category_ids = _COCO_IDS if name.startswith("coco/") else None
+        self.category_ids = _COCO_IDS if builder.name == "coco" else None
         if len(self.category_ids or ()) != len(self.class_names):
             self.category_ids = tuple(range(1, len(self.class_names) + 1))
         images = [key for key, value in features.items() if isinstance(value, tfds.features.Image)]
@@ -156,9 +156,10 @@ def _tfds_builder(name: str, data_dir: str | None, spec: str):
         raise InputError(f"{spec}: TFDS knows no set {name!r} and {where} holds none") from None
     except ImportError:  # The code of some sets, COCO's too, needs TensorFlow; their files do not.
         root = epath.Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
-        versions = sorted((root / name).expanduser().glob("*.*.*"))
+        place, _, version = name.partition(":")
+        versions = sorted((root / place).expanduser().glob(version or "*.*.*"))
         if not versions:
-            raise InputError(f"{spec} is not prepared in {root / name}") from None
+            raise InputError(f"{spec} is not prepared in {root / place}") from None
         builder = tfds.builder_from_directory(versions[-1])
     except (ValueError, AssertionError, RuntimeError) as error:
         raise InputError(f"{spec}: {_line(error)}") from error

@@ -9,15 +9,15 @@ from etils import epath
 
 from vitlab.data.annotated import AnnotatedSource
 from vitlab.data.annotations import Annotations, Object, Record, duplicates
-from vitlab.data.folders import IMAGE_SUFFIXES, read_file
+from vitlab.data.folders import IMAGE_SUFFIXES, read_file, read_lines
 from vitlab.errors import InputError
 
 
 def open_voc(place: str, options: dict[str, str], split: str, spec: str) -> AnnotatedSource:
     """Opens `voc:PATH[?classes=a,b,c&offset=1]`.
 
-    PATH holds Annotations/*.xml, JPEGImages/ and ImageSets/Main/SPLIT.txt, whose lines begin with
-    the name of an annotation without ".xml". Without ImageSets/Main every annotation is of the
+    PATH holds Annotations/*.xml, JPEGImages/ and ImageSets/Main/SPLIT.txt, whose lines are or begin
+    with the name of an annotation without ".xml". Without ImageSets/Main every annotation is of the
     split "train". An image is the file that <filename> names, else the one named as its xml. It is
     numbered by the place of its xml among all, from 1.
 
@@ -86,8 +86,13 @@ class _Reader:
         path = self._lists / f"{split}.txt"
         if not path.exists():
             raise InputError(f"{self._spec}: split {split!r} does not exist: there is no {path}")
-        lines = read_file(os.fspath(path)).decode("utf-8", "replace").splitlines()
-        stems = {number: line.split()[0] for number, line in enumerate(lines, 1) if line.strip()}
+        lines = [line.strip() for line in read_lines(os.fspath(path))]
+        # A name may have blanks in it, or behind it the number of a list of one class.
+        stems = {
+            number: line if line in self._numbers else line.split()[0]
+            for number, line in enumerate(lines, 1)
+            if line
+        }
         for number, stem in stems.items():
             if stem not in self._numbers:
                 raise InputError(f"{path}:{number}: there is no {self._xml(stem)}")
@@ -135,7 +140,9 @@ class _Reader:
                 x0 -= self._offset
             if y1 > y0:
                 y0 -= self._offset
-            difficult = found.find("difficult") is not None and _number(found, "difficult", where)
+            # Some tools leave it empty, or write that they do not know.
+            told = found.findtext("difficult", "").strip() not in ("", "Unspecified")
+            difficult = told and _number(found, "difficult", where)
             yield Object(name, (x0, y0, x1, y1), difficult=bool(difficult))
 
 

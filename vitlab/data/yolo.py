@@ -9,9 +9,8 @@ import yaml
 from etils import epath
 
 from vitlab.data.annotated import AnnotatedSource
-from vitlab.data.annotations import Annotations, Object, Record, duplicates
-from vitlab.data.decode import image_size
-from vitlab.data.folders import IMAGE_SUFFIXES, read_file
+from vitlab.data.annotations import Annotations, Object, Record, brief, duplicates
+from vitlab.data.folders import image_files, read_file, read_lines, read_size
 from vitlab.errors import InputError
 
 _SPLITS = ("train", "val", "test")
@@ -22,7 +21,8 @@ def open_yolo(place: str, options: dict[str, str], split: str, spec: str) -> Ann
 
     The yaml has `path`, the data set's folder from that of the yaml (by default the same); `train`,
     `val` and `test`, each a folder of images, a .txt file that lists them, or a list of those, all
-    from `path`; and `names`, a list or {0: a, 1: b}. Paths in a .txt file are from its own folder.
+    from `path`; and `names`, a list or {0: a, 1: b}. A `../` in front of them is left out where
+    nothing lies there, as Ultralytics does. Paths in a .txt file are from its own folder.
     The labels of an image are where the last "/images/" in its path is replaced by "/labels/" and
     its suffix by ".txt"; without that file, or with nothing in it, it is an image of no object.
 
@@ -88,7 +88,7 @@ def _class_names(names: Any, path: epath.Path) -> tuple[str, ...]:
 
 def _text(value: Any, where: str) -> str:
     if not isinstance(value, str):  # Yaml reads `no` as false and `8` as a number.
-        raise InputError(f"{where} is {value!r} but must be text: put it in quotes")
+        raise InputError(f"{where} is {brief(value)} but must be text: put it in quotes")
     return value
 
 
@@ -99,24 +99,24 @@ def _images(place: Any, root: epath.Path, where: str) -> Iterator[str]:
             yield from _images(each, root, f"{where}[{i}]")
         return
     path = root / _text(place, where)
+    if not path.exists() and (root / place.removeprefix("../")).exists():
+        # Roboflow writes ../train/images for a folder that lies beside the yaml.
+        path = root / place.removeprefix("../")
     if path.suffix == ".txt":
-        lines = read_file(os.fspath(path)).decode("utf-8", "replace").splitlines()
+        lines = read_lines(os.fspath(path))
         yield from (os.fspath(path.parent / line.strip()) for line in lines if line.strip())
     elif path.is_dir():
-        for folder, _, names in path.walk():
-            for name in names:
-                if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
-                    yield os.path.join(folder, name)
+        yield from (os.path.join(path, name) for name in image_files(path))
     else:
         raise InputError(f"{where}: {path} is neither a folder nor a .txt file")
 
 
 def _record(path: str, number: int, root: epath.Path, class_names: tuple[str, ...]) -> Record:
-    size = image_size(read_file(path), path)
+    size = read_size(path)
     labels = epath.Path(_label_path(path))
     lines = []
     if labels.exists():
-        lines = read_file(os.fspath(labels)).decode("utf-8", "replace").splitlines()
+        lines = read_lines(os.fspath(labels))
     objects = tuple(
         _object(line.split(), size, class_names, f"{labels}:{row}")
         for row, line in enumerate(lines, start=1)
