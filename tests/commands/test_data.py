@@ -116,6 +116,11 @@ def test_check_of_whole_images(tmp_path, capsys):
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     expected = ["images 3", "image sizes 6 x 4", "of each class images", "cat 2", "dog 1"]
     assert lines == [*expected, "", "nothing is broken"]
+    for name in ("a.tif", "b.TIF", "notes"):
+        (tmp_path / "dog" / name).write_bytes(b"")
+    assert vitlab(["data", "check", f"folder:{tmp_path}"]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines[2:5] == ["other files are not read", ".tif 2", "no suffix 1"]
     assert vitlab(["data", "check", f"images:{tmp_path}"]) == 0
     assert "of each class" not in capsys.readouterr().out
     (tmp_path / "dog" / "c.png").write_bytes(b"")
@@ -155,7 +160,7 @@ def masks(tmp_path):
 
 
 def test_check_counts_pixels(masks, capsys):
-    assert vitlab(["data", "check", f"masks:{masks}"]) == 0
+    assert vitlab(["data", "check", f"masks:{masks}"]) == 1
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert lines == [
         "images 2",
@@ -166,8 +171,20 @@ def test_check_counts_pixels(masks, capsys):
         "[dog] 0 0.00%",
         "(void) 1 12.50%",
         "",
-        "nothing is broken",
+        "classes without a pixel: 1",
+        "'[dog]' has none, but 12.50% of all are void, as the id 255 is: if these are its own, "
+        "give the classes colours in classes.txt, such as [dog] 255 255 255",
     ]
+
+
+def test_masks_of_0_and_255_are_two_classes_by_their_colours(masks, capsys):
+    for name in "ab":
+        Image.fromarray(np.array([[0, 0, 255, 255]], np.uint8)).save(masks / f"masks/{name}.png")
+    (masks / "classes.txt").write_text("ground\ncell\n")
+    assert vitlab(["data", "check", f"masks:{masks}"]) == 1
+    assert "'cell' has none, but 50.00% of all are void" in capsys.readouterr().out
+    (masks / "classes.txt").write_text("ground 0 0 0\ncell 255 255 255\n")
+    assert vitlab(["data", "check", f"masks:{masks}"]) == 0
 
 
 def test_check_lists_broken_masks(masks, capsys):

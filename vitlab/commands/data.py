@@ -14,6 +14,7 @@ from vitlab.commands.terminal import Output
 from vitlab.data.annotated import AnnotatedSource
 from vitlab.data.annotations import Annotation, duplicates
 from vitlab.data.decode import decode
+from vitlab.data.folders import FolderSource, ImagesSource
 from vitlab.data.masks import MaskSource
 from vitlab.data.panoptic import PanopticSource
 from vitlab.data.preview import draw_objects, draw_segments
@@ -117,6 +118,7 @@ def check(source: Source, output: Output) -> int:
         "images that cannot be read": [look.unreadable for look in looks if look.unreadable],
         "images of another size than annotated": [look.resized for look in looks if look.resized],
         "masks that cannot be used": [look.unusable for look in looks if look.unusable],
+        "classes without a pixel": _without_pixels(source, looks),
         "boxes that occur more than once": repeated,
     }
     keyed = {what.replace(" ", "_"): lines for what, lines in broken.items()}
@@ -250,11 +252,11 @@ def _number(key: str, value: Any, name: str = "") -> _Fact:
 def _facts(source: Source, looks: Sequence[_Look]) -> list[_Fact]:
     annotations = [look.objects for look in looks if look.objects is not None]
     labels = [look.label for look in looks if look.label is not None]
-    facts = [_number("images", len(looks)), _sizes(looks)]
+    facts = [_number("images", len(looks)), _sizes(looks), *_other_files(source)]
     pixels = [look.pixels for look in looks if look.pixels is not None]
     if annotations:
         labels = np.concatenate([each.labels for each in annotations]).tolist()
-        facts += [*_boxes(annotations), *_masks(source, annotations)]
+        facts += [*_boxes(annotations), *_masks(source)]
     if pixels:
         facts.append(_pixels(source.segment_names, np.stack(pixels)))
     elif source.class_names:
@@ -276,6 +278,15 @@ def _sizes(looks: Sequence[_Look]) -> _Fact:
     if len(sizes) == 1:
         told = f"{low[0]} x {low[1]}"
     return _Fact("image_sizes", value, "image sizes", told)
+
+
+def _other_files(source: Source) -> list[_Fact]:
+    """How many files in the folders of a source are not read, where there are some."""
+    found = source.other_files() if isinstance(source, FolderSource | ImagesSource) else {}
+    if not found:
+        return []
+    rows = {suffix: str(count) for suffix, count in found.items()}
+    return [_Fact("other_files", found, "other files", "are not read", rows)]
 
 
 def _boxes(annotations: Sequence[Annotation]) -> list[_Fact]:
@@ -303,7 +314,7 @@ def _boxes(annotations: Sequence[Annotation]) -> list[_Fact]:
     ]
 
 
-def _masks(source: Source, annotations: Sequence[Annotation]) -> list[_Fact]:
+def _masks(source: Source) -> list[_Fact]:
     """How many objects lack a mask, where others have one."""
     if not isinstance(source, AnnotatedSource) or isinstance(source, PanopticSource):
         return []
@@ -319,6 +330,21 @@ def _pixels(names: Sequence[str], pixels: np.ndarray) -> _Fact:
         value[name] = {"images": count, "share_of_pixels": float(share)}
         rows[name] = f"{count:<8} {share:.2%}"
     return _Fact("classes", value, "of each class", "images, part of all pixels", rows)
+
+
+def _without_pixels(source: Source, looks: Sequence[_Look]) -> list[str]:
+    """Classes of a folder of masks that are nowhere, while there is void, which may be them."""
+    pixels = [look.pixels for look in looks if look.pixels is not None]
+    if not isinstance(source, MaskSource) or not pixels:
+        return []
+    *counts, void = np.sum(pixels, axis=0).tolist()
+    return [
+        f"{name!r} has none, but {void / (void + sum(counts)):.2%} of all are void, as the id 255 "
+        "is: if these are its own, give the classes colours in classes.txt, such as "
+        f"{name} 255 255 255"
+        for name, count in zip(source.class_names, counts, strict=True)
+        if void and not count
+    ]
 
 
 def _repeated(source: Source, index: int, objects: Annotation | None) -> list[str]:
