@@ -8,6 +8,7 @@ from PIL import Image
 from vitlab.data.pipeline import train_batches
 from vitlab.data.preprocess import Preprocess
 from vitlab.data.sources import open_source
+from vitlab.data.targets import check_room
 from vitlab.errors import InputError
 
 # 70000 has all three colours: 112 + 17 * 256 + 1 * 65536.
@@ -72,6 +73,13 @@ def test_segments(write):
     example = source[0]
     assert example.keys() == {"image", "objects", "segments"}
     np.testing.assert_array_equal(example["segments"]().map, segments.map)
+
+
+def test_room_for_segments_is_checked_against_the_json(write):
+    source = open_source(write(), "train")
+    check_room(Preprocess.parse("decode|pad_segments(2)|value_range(0,1)").ops, source)
+    with pytest.raises(InputError, match=r"pad_segments\(1\), but an image has 2 of them: pad_seg"):
+        check_room(Preprocess.parse("decode|pad_segments(1)|value_range(0,1)").ops, source)
 
 
 def test_things_are_objects(write):

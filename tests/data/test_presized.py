@@ -157,3 +157,16 @@ def test_a_file_that_another_process_renames_meanwhile_is_no_error(photographs):
     os.symlink("nowhere", source.folder / ".00000.array_record.other.1")
     source.store(lambda line: None)
     assert all(source._path(n).exists() for n in range(3))
+
+
+def test_two_processes_may_write_the_same_file(photographs, monkeypatch):
+    source, other = Presized(photographs(), 24), Presized(photographs(), 24)
+    writing = source._write(0)
+    next(writing)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: 1)
+        list(other._write(0))
+    whole = source._path(0).read_bytes()
+    list(writing)
+    assert source._path(0).read_bytes() == whole
+    assert [path.name for path in source.folder.iterdir()] == ["00000.array_record"]

@@ -22,10 +22,11 @@ class FolderSource:
 
     Where every folder in PATH holds images itself, these are the classes and all of them together
     are the split "train". Otherwise the folders in PATH are the splits and the folders in each of
-    them the classes; files may lie deeper. Labels are the places of the class names in sorted
-    order, and the class names are those of the split "train" where there is one, else those of all
-    splits together, so a label means the same in every split: a split may lack a class, but may not
-    have one more. Names that begin with "." or "__" are left out.
+    them the classes; files may lie deeper, and links to folders are followed. Labels are the places
+    of the class names in sorted order, and the class names are those of the split "train" where
+    there is one, else those of all splits together, so a label means the same in every split: a
+    split may lack a class, but may not have one more. Names that begin with "." or "__" are left
+    out.
 
     The order of the examples is that of a hash of their relative paths: fixed, independent of the
     file system, and mixed, so that `train[:90%]` holds nine tenths of every class.

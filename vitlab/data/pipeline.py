@@ -125,7 +125,8 @@ def train_batches(
         prefetch: batches that are kept ready, in each worker or in this process.
         on_error: what an InputError of the source or the preprocessing does. "raise" ends the run
             with the name of the example; "skip" puts the next readable example (id + 1, ...) in its
-            place, so that batches stay full, until more than 1 % of the split is broken.
+            place, so that batches stay full, until more than 1 % of the split is broken. A
+            `NoRoomError` ends the run in any case.
 
     Raises:
         InputError: a size that does not divide, or see `Batches`.

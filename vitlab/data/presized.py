@@ -120,7 +120,7 @@ class Presized:
                     writer.write(record)
                     yield
             writer.close()
-            partial.rename(path)
+            partial.replace(path)  # Another process may have written the same meanwhile.
         # The writer, which is not Python's, raises the other two.
         except (OSError, RuntimeError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
