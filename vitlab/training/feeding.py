@@ -1,5 +1,6 @@
 """How the training loop takes its steps: on batches from the host, or on data on the devices."""
 
+import gc
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -61,6 +62,10 @@ class FromHost:
 
     def close(self) -> None:
         """Ends what reads."""
+        # Batches that lie in a worker's shared memory must be let go before that worker ends. JAX
+        # does so when garbage is collected.
+        self._on_device.close()
+        gc.collect()
         self._batches.close()
 
     def _ahead(self) -> Iterator[dict[str, jax.Array]]:
