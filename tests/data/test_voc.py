@@ -164,7 +164,7 @@ def test_wrong_annotations(voc, inside, message):
         ("", "a.xml:1: is not xml (no element found at column 1)"),
         (
             '<!DOCTYPE x [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]><annotation>&b;</annotation>',
-            "a.xml: has a DOCTYPE, which VOC's files never need: remove it",
+            "a.xml: has a DOCTYPE, which annotations never need: remove it",
         ),
         ('<?xml version="1.0" encoding="klingon"?><annotation/>', "a.xml"),
     ],

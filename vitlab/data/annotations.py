@@ -84,6 +84,12 @@ class Object:
     area: float | None = None
     segmentation: Segmentation = None
 
+    @classmethod
+    def of_polygon(cls, name: str, polygon: np.ndarray) -> "Object":
+        """Of a polygon f64[points, 2], whose bounds are the box."""
+        box = (*polygon.min(axis=0).tolist(), *polygon.max(axis=0).tolist())
+        return cls(name, box, segmentation=(polygon,))
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Record:

@@ -81,7 +81,7 @@ class CocoFile:
     def __init__(self, path: str, folder: str, kind: str):
         self.path, self._folder, self._kind = path, folder, kind
         self.notes: list[str] = []
-        content = _parse(path)
+        content = parse_json(read_file(path), path)
         self.images, self.categories, self.annotations = (
             self._list(content, key) for key in ("images", "categories", "annotations")
         )
@@ -92,7 +92,7 @@ class CocoFile:
         ids = self.ids("images", self.images)
         # By the id of each image: its size, or None where the file does not say.
         self.sizes = {
-            each: self._size(image, f"images[{i}]")
+            each: size_of(image, f"{path}: images[{i}]")
             for i, (each, image) in enumerate(zip(ids, self.images, strict=True))
         }
 
@@ -111,7 +111,7 @@ class CocoFile:
 
     def box(self, entry: dict, where: str) -> tuple[float, float, float, float]:
         """The corners x0, y0, x1, y1 of an entry's "bbox"."""
-        box = _numbers(entry.get("bbox"))
+        box = finite_numbers(entry.get("bbox"))
         if box is None or len(box) != 4:
             raise self.wrong(f"{where}.bbox", "must be four finite numbers: x, y, width, height")
         x, y, width, height = box.tolist()
@@ -125,7 +125,7 @@ class CocoFile:
 
     def area(self, entry: dict, where: str) -> float | None:
         area = entry.get("area")
-        if area is not None and _numbers([area]) is None:
+        if area is not None and finite_numbers([area]) is None:
             raise self.wrong(f"{where}.area", f"is {brief(area)} but must be a finite number")
         return area
 
@@ -146,13 +146,7 @@ class CocoFile:
 
     def get(self, entry: dict, key: str, kind: type, where: str) -> Any:
         """A value of an entry, of that kind."""
-        if key not in entry:
-            raise self.wrong(where, f"has no {key!r}")
-        # Not isinstance: true and false are ints to Python.
-        if type(entry[key]) is not kind:
-            word = {int: "a whole number", str: "text", list: "a list"}[kind]
-            raise self.wrong(f"{where}.{key}", f"is {brief(entry[key])} but must be {word}")
-        return entry[key]
+        return value_of(entry, key, kind, f"{self.path}: {where}")
 
     def file_name(self, entry: dict, where: str) -> str:
         """What an entry's file is called."""
@@ -194,14 +188,6 @@ class CocoFile:
             raise self.wrong("categories", f"has the name {name!r} twice")
         return dict(zip(ids, names, strict=True))
 
-    def _size(self, image: dict, where: str) -> tuple[int, int] | None:
-        if image.get("width") is None or image.get("height") is None:
-            return None
-        size = tuple(self.get(image, key, int, where) for key in ("width", "height"))
-        if min(size) < 1:
-            raise self.wrong(where, f"has a width and height of {size[0]} x {size[1]}")
-        return size
-
 
 class _Reader(CocoFile):
     """Reads one instances json."""
@@ -238,7 +224,7 @@ class _Reader(CocoFile):
             raise self.wrong(where, "must be a list of polygons or a mask with size and counts")
         polygons = []
         for i, flat in enumerate(found):
-            numbers = _numbers(flat)
+            numbers = finite_numbers(flat)
             if numbers is None or len(numbers) % 2:
                 raise self.wrong(where, f"polygon {i} must be finite numbers x, y, x, y, ...")
             if len(numbers) < 6:
@@ -275,18 +261,41 @@ class _Reader(CocoFile):
         return RLE(tuple(shape), tuple(counts))
 
 
-def _parse(path: str) -> Any:
-    content = read_file(path)
+def parse_json(content: bytes, where: str) -> Any:
+    """What a json says; an InputError that begins with `where` if it is none."""
     try:
         return json.loads(content)
     except json.JSONDecodeError as error:
-        where = f"line {error.lineno} column {error.colno}"
-        raise InputError(f"{path}: is not json ({error.msg} at {where})") from None
+        at = f"line {error.lineno} column {error.colno}"
+        raise InputError(f"{where}: is not json ({error.msg} at {at})") from None
     except (ValueError, RecursionError) as error:  # Not UTF-8, or nested without end.
-        raise InputError(f"{path}: is not json ({' '.join(str(error).split())})") from None
+        raise InputError(f"{where}: is not json ({' '.join(str(error).split())})") from None
 
 
-def _numbers(values: Any) -> np.ndarray | None:
+def value_of(entry: Any, key: str, kind: type, where: str) -> Any:
+    """The value of a key in an object of a json; an InputError if it is not of that kind."""
+    if not isinstance(entry, dict):
+        raise InputError(f"{where} must be an object {{...}}")
+    if key not in entry:
+        raise InputError(f"{where} has no {key!r}")
+    # Not isinstance: true and false are ints to Python.
+    if type(entry[key]) is not kind:
+        word = {int: "a whole number", str: "text", list: "a list", dict: "an object {...}"}[kind]
+        raise InputError(f"{where}.{key} is {entry[key]!r} but must be {word}")
+    return entry[key]
+
+
+def size_of(entry: dict, where: str) -> tuple[int, int] | None:
+    """The "width" and "height" of an object in a json, or None where it does not say."""
+    if entry.get("width") is None or entry.get("height") is None:
+        return None
+    width, height = (value_of(entry, key, int, where) for key in ("width", "height"))
+    if min(width, height) < 1:
+        raise InputError(f"{where} has a width and height of {width} x {height}")
+    return width, height
+
+
+def finite_numbers(values: Any) -> np.ndarray | None:
     """Finite numbers as f64[n], or None where they are anything else."""
     if not isinstance(values, list) or not {*map(type, values)} <= {int, float}:
         return None

@@ -13,6 +13,9 @@
 | `yolo:data.yaml` | YOLO's labels, a text file an image |
 | `masks:PATH[?images=...&masks=...&classes=...]` | images with masks of class ids or colours |
 | `panoptic:PANOPTIC.json[?images=PATH&masks=PATH]` | COCO's panoptic segments |
+| `cvat:FILE.xml[?images=PATH]` | CVAT's xml 1.1, for images or for video |
+| `labelbox:FILE.ndjson[?images=PATH&classes=a,b,c&project=ID&label=last]` | Labelbox's export |
+| `via:FILE.json[?images=PATH&classes=a,b,c&label=NAME]` | VGG Image Annotator's 1 and 2 |
 
 Every source understands the split grammar of TFDS (see `splits`).
 """
@@ -117,6 +120,18 @@ def open_source(spec: str, split: str) -> Source:
         from vitlab.data.panoptic import open_panoptic
 
         return open_panoptic(place, options, split, spec)
+    if scheme == "cvat":
+        from vitlab.data.cvat import open_cvat
+
+        return open_cvat(place, options, split, spec)
+    if scheme == "labelbox":
+        from vitlab.data.labelbox import open_labelbox
+
+        return open_labelbox(place, options, split, spec)
+    if scheme == "via":
+        from vitlab.data.via import open_via
+
+        return open_via(place, options, split, spec)
     known = ", ".join(f"{name}:{example}" for name, example in _EXAMPLES.items())
     raise InputError(f"source {spec!r} is not known: the sources are digits, digit_scenes, {known}")
 
@@ -131,6 +146,9 @@ _EXAMPLES = {
     "yolo": "data.yaml",
     "masks": "PATH",
     "panoptic": "PANOPTIC.json",
+    "cvat": "FILE.xml",
+    "labelbox": "FILE.ndjson",
+    "via": "FILE.json",
 }
 _OPTIONS = {
     "tfds": ("data_dir",),
@@ -142,4 +160,7 @@ _OPTIONS = {
     "yolo": (),
     "masks": ("images", "masks", "classes", "ignore", "offset"),
     "panoptic": ("images", "masks"),
+    "cvat": ("images",),
+    "labelbox": ("images", "classes", "project", "label"),
+    "via": ("images", "classes", "label"),
 }

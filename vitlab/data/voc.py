@@ -101,10 +101,7 @@ class _Reader:
 
     def _class_names(self, classes: str | None) -> tuple[str, ...]:
         if classes is not None:
-            names = tuple(name.strip() for name in classes.split(",") if name.strip())
-            if not names or duplicates(names):
-                raise InputError(f"source {self._spec!r}: classes must be names, each once")
-            return names
+            return listed_classes(classes, self._spec)
         lists = [name for name in ("train", "trainval") if (self._lists / f"{name}.txt").exists()]
         stems = self._stems(lists[0], []) if lists else self._numbers
         return tuple(sorted({each.name for stem in stems for each in self._record(stem).objects}))
@@ -114,7 +111,7 @@ class _Reader:
 
     def _record(self, stem: str) -> Record:
         if stem not in self._records:
-            root = _parse(self._xml(stem))
+            root = parse_xml(self._xml(stem), "annotation", "VOC")
             file_name = root.findtext("filename", "").strip()
             if self._files.get(posixpath.splitext(file_name)[0]) != file_name:
                 file_name = self._files.get(stem, f"{stem}.jpg")
@@ -155,14 +152,23 @@ def _names(folder: epath.Path, suffixes: tuple[str, ...]) -> list[str]:
     return [n for n in names if n.lower().endswith(suffixes) and not n.startswith(".")]
 
 
+def listed_classes(classes: str, spec: str) -> tuple[str, ...]:
+    """The names in an option "classes", such as "a,b,c" in the source string `spec`."""
+    names = tuple(name.strip() for name in classes.split(",") if name.strip())
+    if not names or duplicates(names):
+        raise InputError(f"source {spec!r}: classes must be names, each once")
+    return names
+
+
 class _Builder(ET.TreeBuilder):
     """Refuses what can declare entities: a few bytes of them expand to gigabytes."""
 
     def doctype(self, *_) -> None:
-        raise InputError("has a DOCTYPE, which VOC's files never need: remove it")
+        raise InputError("has a DOCTYPE, which annotations never need: remove it")
 
 
-def _parse(path: str) -> ET.Element:
+def parse_xml(path: str, tag: str, whose: str) -> ET.Element:
+    """The root of an xml file, which must have that tag; `whose` format it is, for errors."""
     try:
         root = ET.fromstring(read_file(path), ET.XMLParser(target=_Builder()))
     except ET.ParseError as error:
@@ -173,8 +179,8 @@ def _parse(path: str) -> ET.Element:
         raise InputError(f"{path}: {error}") from None
     except (ValueError, LookupError) as error:  # An encoding that does not exist.
         raise InputError(f"{path}: is not xml ({error})") from None
-    if root.tag != "annotation":
-        raise InputError(f"{path}: is not VOC's: <annotation> is expected, not <{root.tag}>")
+    if root.tag != tag:
+        raise InputError(f"{path}: is not {whose}'s: <{tag}> is expected, not <{root.tag}>")
     return root
 
 
@@ -190,10 +196,15 @@ def _number(element: ET.Element, tag: str, where: str) -> float:
     text = element.findtext(tag)
     if text is None:
         raise InputError(f"{where} has no {tag}")
+    return finite_number(text, f"{where}: {tag}")
+
+
+def finite_number(text: str, what: str) -> float:
+    """The number in a text; an InputError that begins with `what` it is if it is none."""
     try:
         number = float(text)
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise InputError(f"{where}: {tag} is {text.strip()!r} but must be a finite number")
+        raise InputError(f"{what} is {text.strip()!r} but must be a finite number")
     return number

@@ -153,6 +153,4 @@ def _object(words: list[str], size, class_names: tuple[str, ...], where: str) ->
             f"{where}: has {len(words)} numbers: a class and a box of 4, or a polygon of 3 points "
             "or more"
         )
-    polygon = np.array(values).reshape(-1, 2) * size
-    box = (*polygon.min(axis=0).tolist(), *polygon.max(axis=0).tolist())
-    return Object(name, box, segmentation=(polygon,))
+    return Object.of_polygon(name, np.array(values).reshape(-1, 2) * size)
