@@ -4,10 +4,11 @@
     python -m vitlab.main --config "configs/detr_own_data.py:source=yolo:boxes/data.yaml"
     python -m vitlab.main --config "configs/detr_own_data.py:source=voc:VOC2007,val=test"
     python -m vitlab.main --config "configs/detr_own_data.py:source=coco:boxes.json?images=photos"
+    python -m vitlab.main --config "configs/detr_own_data.py:source=cvat:annotations.xml,holdout"
 
 `val` is the split to evaluate on; `holdout` keeps a tenth of `train` for it, as does a source with
-but one split (a COCO file). Start from a pretrained backbone wherever there is one: of a run of
-`mae_image_folder` on the same photographs, say, with `:...,backbone=vit` and
+but one split (a file of COCO, Labelbox or VIA). Start from a pretrained backbone wherever there is
+one: of a run of `mae_image_folder` on the same photographs, say, with `:...,backbone=vit` and
 `--config.init_from=runs/mae`; a detector for other classes does as well, and its heads are made
 anew. From scratch a ResNet learns from far fewer images than a ViT, so it is the default here.
 There is no published number to compare with.
@@ -40,7 +41,8 @@ def get_config(arg=None):
     )
     if arg.backbone not in BACKBONES:
         raise InputError(f"config argument backbone is {arg.backbone!r}: resnet or vit")
-    holdout = arg.holdout or (arg.source.startswith("coco:") and "{split}" not in arg.source)
+    one_split = arg.source.startswith(("coco:", "labelbox:", "via:"))
+    holdout = arg.holdout or (one_split and "{split}" not in arg.source)
     ending = f'pad_boxes({arg.max_boxes})|normalize("imagenet")'
 
     config = ml_collections.ConfigDict()

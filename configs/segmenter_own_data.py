@@ -3,14 +3,16 @@
     vitlab data check masks:photos
     python -m vitlab.main --config configs/segmenter_own_data.py:source=masks:photos,holdout
     python -m vitlab.main --config "configs/segmenter_own_data.py:source=coco:outlines.json"
+    python -m vitlab.main --config "configs/segmenter_own_data.py:source=via:outlines.json"
 
 `photos` has a folder `images`, a folder `masks` of PNG files with the same names, and a file
 `classes.txt`: a class a line, in the order of the ids in the masks, or each with its colour. With
 `images/train`, `images/val` and so on, `val` is the split to evaluate on; `holdout` keeps a tenth
-of `train` for it, as does a source with but one split (a COCO file). Start from a pretrained
-backbone wherever there is one: of a run of `mae_image_folder` on the same photographs, say, with
-`:...,model=segmenter` and `--config.init_from=runs/mae`. From scratch a U-Net learns from far fewer
-images than a ViT, so it is the default here. There is no published number to compare with.
+of `train` for it, as does a source with but one split (a file of COCO, Labelbox or VIA). Start
+from a pretrained backbone wherever there is one: of a run of `mae_image_folder` on the same
+photographs, say, with `:...,model=segmenter` and `--config.init_from=runs/mae`. From scratch a
+U-Net learns from far fewer images than a ViT, so it is the default here. There is no published
+number to compare with.
 """
 
 import ml_collections
@@ -46,7 +48,8 @@ def get_config(arg=None):
     )
     if arg.model not in MODELS:
         raise InputError(f"config argument model is {arg.model!r}: unet or segmenter")
-    holdout = arg.holdout or (arg.source.startswith("coco:") and "{split}" not in arg.source)
+    one_split = arg.source.startswith(("coco:", "labelbox:", "via:"))
+    holdout = arg.holdout or (one_split and "{split}" not in arg.source)
     ending = 'semantic|normalize("imagenet")'
 
     config = ml_collections.ConfigDict()

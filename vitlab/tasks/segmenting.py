@@ -58,7 +58,7 @@ class Segmenting(AroundBackbone):
         if not classes:
             raise InputError(
                 "config.data.source has no masks: segmentation needs masks:, panoptic:, "
-                "digit_scenes, or coco: and yolo: with outlines"
+                "digit_scenes, or outlines in coco:, yolo:, cvat:, labelbox: or via:"
             )
         for name in duplicates(classes):
             raise InputError(
