@@ -219,6 +219,10 @@ def test_segments(cvat):
         (image(mask(left=8)), "shape 1: does not lie within the 10 x 20 image"),
         (image(mask(top=-1)), "shape 1: does not lie within the 10 x 20 image"),
         (image(mask("0", width=0)), "shape 1: does not lie within the 10 x 20 image"),
+        (
+            image(mask("1e10", 0, 0, 10**5, 10**5), size='width="100000" height="100000"'),
+            "shape 1: a mask of 100000 x 100000 is too large",
+        ),
         (image(mask(), size=""), "a.png: shape 1: a mask needs the width and height of its image"),
         (image(size='width="0" height="2"'), "image 1 has a width and height of 0 x 2"),
         (image(size='width="x" height="2"'), "image 1: size is 'x' but must be a finite number"),

@@ -175,6 +175,7 @@ def test_splits_and_classes(labelbox, tmp_path):
         (row(label(box()), name="../b.png"), ":2: '../b.png' is not the name of a file in"),
         (row(label(box()), name="/b.png"), ":2: '/b.png' is not the name of a file in"),
         (row(label(box()), name="a\0.png"), "is not the name of a file in"),
+        (row(label(box()), name="\ud800.png"), "is not the name of a file in"),
         (row(label(box())), "has the image HERE/a.png twice"),
         (row(projects=3), ":2.projects is 3 but must be an object {...}"),
         (row(projects={"p": 3}), ":2: projects.p must be an object {...}"),

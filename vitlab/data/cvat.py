@@ -12,6 +12,7 @@ from etils import epath
 
 from vitlab.data.annotated import AnnotatedSource
 from vitlab.data.annotations import RLE, Annotations, Object, Record
+from vitlab.data.decode import MAX_PIXELS
 from vitlab.data.exports import LeftOut, ellipse, image_path, numbered, rotated
 from vitlab.data.voc import finite_number, parse_xml
 from vitlab.errors import InputError
@@ -168,6 +169,8 @@ def _mask(label: str, shape: ET.Element, size, where: str) -> Object | None:
         or top + height > size[1]
     ):
         raise InputError(f"{where}: does not lie within the {size[0]} x {size[1]} image")
+    if width * height > MAX_PIXELS:
+        raise InputError(f"{where}: a mask of {width} x {height} is too large")
     runs = _attribute(shape, "rle", where).split(",")
     counts = [finite_number(run, f"{where}: rle") for run in runs]
     if min(counts) < 0 or sum(counts) != width * height or any(n % 1 for n in counts):

@@ -98,7 +98,11 @@ def notes(left_out: Sequence[LeftOut]) -> list[str]:
 
 def image_path(folder: str, name: str, where: str) -> str:
     """The path of an image by its name in a file from elsewhere, which must lie in the folder."""
-    if not name or name.startswith("/") or ".." in name.split("/") or "\0" in name:
+    try:
+        possible = name and b"\0" not in os.fsencode(name)
+    except UnicodeEncodeError:  # Half a pair of surrogates.
+        possible = False
+    if not possible or name.startswith("/") or ".." in name.split("/"):
         raise InputError(f"{where}: {name[:80]!r} is not the name of a file in {folder}")
     return os.path.join(folder, name)
 
