@@ -225,6 +225,10 @@ def test_segments(cvat):
         ),
         (image(mask(), size=""), "a.png: shape 1: a mask needs the width and height of its image"),
         (image(size='width="0" height="2"'), "image 1 has a width and height of 0 x 2"),
+        (
+            image(size='width="9" height="1e20"'),
+            "has a width and height of 9 x 100000000000000000000",
+        ),
         (image(size='width="x" height="2"'), "image 1: size is 'x' but must be a finite number"),
         ("<image/>", "annotations.xml: image 1 has no name"),
         (image(name="../a.png"), "'../a.png' is not the name of a file in"),

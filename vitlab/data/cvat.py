@@ -199,7 +199,7 @@ def _size(width: str | None, height: str | None, where: str) -> tuple[int, int] 
     if width is None or height is None:
         return None
     size = tuple(int(finite_number(side, f"{where}: size")) for side in (width, height))
-    if min(size) < 1:
+    if min(size) < 1 or max(size) >= 1 << 30:  # Their product must be an int64.
         raise InputError(f"{where} has a width and height of {size[0]} x {size[1]}")
     return size
 
