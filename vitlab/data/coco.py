@@ -281,7 +281,7 @@ def value_of(entry: Any, key: str, kind: type, where: str) -> Any:
     # Not isinstance: true and false are ints to Python.
     if type(entry[key]) is not kind:
         word = {int: "a whole number", str: "text", list: "a list", dict: "an object {...}"}[kind]
-        raise InputError(f"{where}.{key} is {entry[key]!r} but must be {word}")
+        raise InputError(f"{where}.{key} is {brief(entry[key])} but must be {word}")
     return entry[key]
 
 
