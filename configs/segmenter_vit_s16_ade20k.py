@@ -8,8 +8,10 @@
         --config.init_from=runs/vit_s16
 
 The published number begins with a ViT-S/16 from ImageNet-21k that has a class token and learned
-positions; its windows of 512 pixels run over the image with the shorter side at 512, where this
-puts the image on a square of 688, as which it has the sides 512 x 683. Not yet run to the end.
+positions. Its windows of 512 pixels run over the image with the shorter side at 512; here they run
+over the image within a square of 688, which is that for sides of 3 to 4, of 512 x 683 pixels, and
+smaller for longer images; the last window ends with the last patch, not with the last pixel.
+Not yet run to the end.
 """
 
 import ml_collections

@@ -130,6 +130,34 @@ def test_images_of_a_batch_do_not_see_each_other():
     assert np.abs(both - whole).max() > 0.1
 
 
+@pytest.mark.parametrize("step", [8, 16])
+def test_what_windows_see_does_not_depend_on_the_canvas(step):
+    """Each image's windows end with its content, whatever lies beyond."""
+    sizes, rng = [(16, 22), (30, 17), (9, 40)], np.random.default_rng(0)
+    images = [rng.normal(size=(1, *size, 3)).astype(np.float32) for size in sizes]
+    content = np.array(sizes)
+
+    def of_seen(images, content):  # the mean of what is seen, wherever padding begins
+        cells, _ = local(images, content)
+        seen = cells[..., -1:].sum(axis=(1, 2), keepdims=True)
+        return cells + cells[..., -1:] * cells.sum(axis=(1, 2), keepdims=True) / seen, {}
+
+    for canvas in ((32, 40), (40, 40), (41, 67)):
+        batch = np.concatenate(
+            [
+                np.pad(
+                    x, [(0, 0), (0, canvas[0] - x.shape[1]), (0, canvas[1] - x.shape[2]), (0, 0)]
+                )
+                for x in images
+            ]
+        )
+        found = sliding_window(of_seen, batch, content, 16, step, stride=4)
+        for i, image in enumerate(images):
+            alone = sliding_window(of_seen, image, content[i : i + 1], 16, step, stride=4)[0]
+            rows, columns = alone.shape[:2]
+            np.testing.assert_allclose(found[i, :rows, :columns], alone, atol=1e-5)
+
+
 def test_overlapping_windows_are_averaged():
     """A window says where it begins: cells under two of them get the mean."""
 

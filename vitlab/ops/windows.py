@@ -40,8 +40,9 @@ def sliding_window(
 ) -> Array:
     """Averages the predictions of windows over the whole image.
 
-    All windows of an image are of one shape and begin at the same places in every image of the
-    batch, so that they are one larger batch.
+    All windows are of one shape, and so are one larger batch. Where they begin depends on the
+    content of an image alone, not on the canvas around it: the last are flush with its end, to
+    whole cells, and a canvas that has room for more windows repeats the last, which counts once.
 
     Args:
         predict: from f[batch, height, width, channels] and `content` to f[batch, rows, columns, n]
@@ -54,33 +55,46 @@ def sliding_window(
         stride: pixels from one cell of the prediction to the next.
 
     Returns:
-        f[batch, rows, columns, n] for the whole images.
+        f[batch, rows, columns, n] for the whole images; zero where no window reaches, in padding.
     """
     height, width = images.shape[1:3]
     if window is None or window >= max(height, width):
         return predict(images, content)[0]
     images, content = pad_to_multiple(images, content, stride)
-    sides = [min(window, side) for side in images.shape[1:3]]
+    batch, *canvas, channels = images.shape
+    sides = [min(window, side) for side in canvas]
     starts = [
-        window_starts(side, size, step or window)
-        for side, size in zip(images.shape[1:3], sides, strict=True)
+        window_starts(side, size, step or window) for side, size in zip(canvas, sides, strict=True)
     ]
-    corners = np.stack(np.meshgrid(*starts, indexing="ij"), axis=-1).reshape(-1, 2)
+    before = [np.append(-1, each[:-1]) for each in starts]
+    corners, before = (
+        np.stack(np.meshgrid(*each, indexing="ij"), axis=-1).reshape(-1, 2)
+        for each in (starts, before)
+    )
+    ends = jnp.broadcast_to(jnp.array(canvas), (batch, 2)) if content is None else content
+    last = jnp.maximum(-(-ends // stride) * stride - jnp.array(sides), 0)[:, None]
+    corners, counts = jnp.minimum(corners, last), (before < last).all(axis=-1)
+
+    def cut(image, corner):
+        return jax.lax.dynamic_slice(image, (*corner, 0), (*sides, channels))
+
     # The windows of an image stay together, and so on its device.
-    pieces = jnp.stack([images[:, y : y + sides[0], x : x + sides[1]] for y, x in corners], axis=1)
+    pieces = jax.vmap(jax.vmap(cut, (None, 0)))(images, corners)
     if content is not None:
         content = jnp.clip(content[:, None] - corners, 0, jnp.array(sides)).reshape(-1, 2)
     found = predict(pieces.reshape(-1, *pieces.shape[2:]), content)[0]
-    found = found.reshape(images.shape[0], len(corners), *found.shape[1:]).swapaxes(0, 1)
-    grid = [side // stride for side in images.shape[1:3]]
-    total, count = jnp.zeros((images.shape[0], *grid, found.shape[-1]), found.dtype), np.zeros(grid)
-    for piece, (y, x) in zip(found, corners // stride, strict=True):
-        rows, columns = (
-            slice(a, a + side) for a, side in zip((y, x), piece.shape[1:3], strict=True)
-        )
-        total = total.at[:, rows, columns].add(piece)
-        count[rows, columns] += 1
-    return total / jnp.asarray(count, total.dtype)[..., None]
+    found = found.reshape(batch, -1, *found.shape[1:])
+
+    def merge(found, corners, counts):
+        total = jnp.zeros((*(side // stride for side in canvas), found.shape[-1] + 1), found.dtype)
+        # Not a sum by index, whose order a GPU does not keep.
+        for piece, corner, count in zip(found, corners // stride, counts, strict=True):
+            piece = jnp.pad(piece, [(0, 0), (0, 0), (0, 1)], constant_values=1) * count
+            so_far = jax.lax.dynamic_slice(total, (*corner, 0), piece.shape)
+            total = jax.lax.dynamic_update_slice(total, so_far + piece, (*corner, 0))
+        return total[..., :-1] / jnp.maximum(total[..., -1:], 1)
+
+    return jax.vmap(merge)(found, corners, counts)
 
 
 def upsample(maps: Array, stride: int, size: tuple[int, int]) -> Array:
