@@ -32,6 +32,19 @@ def test_rows_are_counted_over_all_devices():
     np.testing.assert_array_equal(whole, np.arange(8))
 
 
+def test_parts_of_the_rows_of_all_devices_are_counted_in_their_places():
+    def places(x, axis):
+        def of_part(part):
+            with collectives.part_of_rows(part, 2):
+                return collectives.row_indices(len(x) // 2, axis)
+
+        return jax.lax.map(of_part, jnp.arange(2))
+
+    parts, whole = shared(places)
+    np.testing.assert_array_equal(parts.swapaxes(1, 2).ravel(), np.arange(8))
+    np.testing.assert_array_equal(whole, np.arange(8).reshape(4, 2).T)
+
+
 def test_row_keys_do_not_depend_on_who_holds_the_row():
     def draw(x, axis):
         keys = row_keys(jax.random.key(3), len(x), axis)

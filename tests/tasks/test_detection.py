@@ -73,8 +73,7 @@ def drawn(task, rows):
 def value(task, variables, rows, key=0):
     """The loss as the step forms it, the terms, and its gradients."""
 
-    def loss_fn(params, state, part, index):
-        del index
+    def loss_fn(params, state, part):
         terms, metrics, new_state = task.loss(params, state, part, jax.random.key(key))
         return terms, (metrics, new_state)
 

@@ -68,8 +68,7 @@ def drawn(task, rows):
 def values(task, variables, *batches):
     """Terms of the loss, metrics and gradients of each batch."""
 
-    def loss_fn(params, state, part, index):
-        del index
+    def loss_fn(params, state, part):
         terms, metrics, new_state = task.loss(params, state, part, jax.random.key(0))
         return terms, (metrics, new_state)
 

@@ -53,8 +53,7 @@ def test_a_row_that_is_padding_of_the_batch_counts_nowhere():
     task, rows = make(), batch()
     variables = jax.jit(task.init)(jax.random.key(1), normalize(rows["image"][:1]))
 
-    def loss_fn(params, state, part, index):
-        del index
+    def loss_fn(params, state, part):
         terms, metrics, new_state = task.loss(params, state, part, jax.random.key(0))
         return terms, (metrics, new_state)
 

@@ -25,6 +25,7 @@ from vitlab.training.step import TrainState, make_train_step, normalizer
 
 WAYS = {
     "one": ("jit", {"data": 1}),
+    "unparted": ("jit", {"data": 1}),  # the batch as a whole, whatever `accumulate` is
     "data": ("jit", {"data": 8}),
     "fsdp": ("jit", {"data": 4, "fsdp": 2}),
     "tensor": ("jit", {"data": 2, "fsdp": 2, "tensor": 2}),
@@ -168,5 +169,6 @@ if __name__ == "__main__":
     if dtype == "float64":
         jax.config.update("jax_enable_x64", True)
     print(json.dumps({
-        way: train(model, way, dtype, int(steps), int(accumulate)) for way in ways
+        way: train(model, way, dtype, int(steps), 1 if way == "unparted" else int(accumulate))
+        for way in ways
     }))  # fmt: skip

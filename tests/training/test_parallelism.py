@@ -77,6 +77,8 @@ def test_twenty_steps_agree_in_float64(model, accumulate):
     ways = ["one", "fsdp", "pmap"]
     if accumulate == 1:
         ways += ["data"] + ["tensor"] * (model != "convnext")
+    else:
+        ways += ["unparted"]
     results = on_eight_devices(model, "float64", 20, accumulate, *ways)
     losses = np.diff(results.pop("one")[0])  # of single steps
     assert losses.std() > 0.01

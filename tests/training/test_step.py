@@ -67,6 +67,15 @@ def mixed():
     return make_task({"mixup": 0.5})
 
 
+def test_accumulation_equals_the_large_batch_in_what_is_dropped():
+    task = make_task(dropout=0.2, drop_path=0.5, patch_dropout=0.25, depth=2, remat="full")
+    whole = run(task)[-1]
+    assert_close(whole.params, run(task, accumulate=2)[-1].params)
+    far = run(make_task(depth=2))[-1]
+    with pytest.raises(AssertionError):
+        assert_close(whole.params, far.params, 1e-3)
+
+
 @pytest.mark.slow
 def test_accumulation_equals_the_large_batch(mixed):
     batch = make_batch()

@@ -5,7 +5,9 @@ A program compiled by `jit` sees the whole batch, whose rows XLA spreads over th
 `axis_name` is that name, or None under `jit`: either way the result is that of the whole batch.
 """
 
-from collections.abc import Callable
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -14,6 +16,11 @@ from jax import Array
 
 # The axes of the mesh over which the rows of a batch are split.
 BATCH_AXES = ("data", "fsdp")
+
+# Which part of the program's rows is traced, and of how many: see `part_of_rows`.
+_PART: contextvars.ContextVar[tuple[int | Array, int]] = contextvars.ContextVar(
+    "part", default=(0, 1)
+)
 
 
 def total(tree: Any, axis_name: str | None) -> Any:
@@ -43,8 +50,20 @@ def whole_batch(rows: int, axis_name: str | None = None) -> int:
 
 def row_indices(rows: int, axis_name: str | None = None) -> Array:
     """i32[rows], the place of each of this program's rows in the whole batch."""
-    first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * rows
-    return first + jnp.arange(rows)
+    part, parts = _PART.get()
+    first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * rows * parts
+    return first + jnp.arange(rows) * parts + part
+
+
+@contextlib.contextmanager
+def part_of_rows(part: int | Array, parts: int) -> Iterator[None]:
+    """What is traced within sees a part of this program's rows: every `parts`-th from `part`
+    (i32[]) on. As for a mesh, no model has to hand it on to its layers."""
+    token = _PART.set((part, parts))
+    try:
+        yield
+    finally:
+        _PART.reset(token)
 
 
 def on_each_device(function: Callable, *arrays: Array, axis_name: str | None = None) -> Any:

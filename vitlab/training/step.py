@@ -11,7 +11,7 @@ import optax
 
 from vitlab.errors import InputError
 from vitlab.ops import keys
-from vitlab.ops.collectives import total
+from vitlab.ops.collectives import part_of_rows, total
 from vitlab.tasks.task import Task
 
 
@@ -81,8 +81,8 @@ def make_train_step(
         progress = jnp.full(batch["id"].shape, step / total_steps, jnp.float32)
         batch = task.augment({**batch, "progress": progress}, normalize, seed, step)
 
-        def loss_fn(params, model_state, part, index):
-            key = jax.random.fold_in(keys.batch_key(seed, "model", step), index)
+        def loss_fn(params, model_state, part):
+            key = keys.batch_key(seed, "model", step)
             terms, metrics, new_state = task.loss(params, model_state, part, key)
             return terms, (metrics, new_state)
 
@@ -137,7 +137,7 @@ def gradients(
     XLA drops the forward pass that would compute them.
 
     Args:
-        loss_fn: `(params, model_state, batch, part index) -> (terms, (metrics, model_state))`.
+        loss_fn: `(params, model_state, batch) -> (terms, (metrics, model_state))`.
         params: what to differentiate by.
         model_state: the model's other collections.
         batch: arrays whose leading axis `accumulate` divides.
@@ -149,7 +149,8 @@ def gradients(
     """
 
     def scaled(params, model_state, part, index, counts):
-        terms, (metrics, new_state) = loss_fn(params, model_state, part, index)
+        with part_of_rows(index, accumulate):
+            terms, (metrics, new_state) = loss_fn(params, model_state, part)
         if counts is None:
             counts = total({name: count for name, (_, count, _) in terms.items()}, axis_name)
         loss = sum(
@@ -166,7 +167,9 @@ def gradients(
     indices = jnp.arange(accumulate)
 
     def count_part(args):
-        terms, (_, new_state) = loss_fn(params, model_state, *args)
+        part, index = args
+        with part_of_rows(index, accumulate):
+            terms, (_, new_state) = loss_fn(params, model_state, part)
         same = zip(jax.tree.leaves(model_state), jax.tree.leaves(new_state), strict=True)
         if any(a is not b for a, b in same):  # frozen statistics are handed through as they are
             raise InputError(
