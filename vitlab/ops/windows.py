@@ -61,40 +61,53 @@ def sliding_window(
     if window is None or window >= max(height, width):
         return predict(images, content)[0]
     images, content = pad_to_multiple(images, content, stride)
-    batch, *canvas, channels = images.shape
+    batch, *canvas, _ = images.shape
     sides = [min(window, side) for side in canvas]
     starts = [
-        window_starts(side, size, step or window) for side, size in zip(canvas, sides, strict=True)
+        window_starts(side, size, step or window) // stride
+        for side, size in zip(canvas, sides, strict=True)
     ]
     before = [np.append(-1, each[:-1]) for each in starts]
-    corners, before = (
+    cells, before = (
         np.stack(np.meshgrid(*each, indexing="ij"), axis=-1).reshape(-1, 2)
         for each in (starts, before)
     )
-    ends = jnp.broadcast_to(jnp.array(canvas), (batch, 2)) if content is None else content
-    last = jnp.maximum(-(-ends // stride) * stride - jnp.array(sides), 0)[:, None]
-    corners, counts = jnp.minimum(corners, last), (before < last).all(axis=-1)
-
-    def cut(image, corner):
-        return jax.lax.dynamic_slice(image, (*corner, 0), (*sides, channels))
+    ends = jnp.broadcast_to(jnp.asarray(canvas if content is None else content), (batch, 2))
+    # Not //, which the converter to ONNX cannot write for a batch of any size.
+    ends = jax.lax.div(ends + (stride - 1), jnp.full_like(ends, stride))
+    last = jnp.maximum(ends - np.array(sides) // stride, 0)[:, None]
+    cells, counts = jnp.minimum(cells, last), (before < last).all(axis=-1)
+    corners = cells * stride
 
     # The windows of an image stay together, and so on its device.
-    pieces = jax.vmap(jax.vmap(cut, (None, 0)))(images, corners)
+    rows, columns = (corners[..., i : i + 1] + jnp.arange(side) for i, side in enumerate(sides))
+    pieces = _taken(images[:, None], rows, columns)
     if content is not None:
         content = jnp.clip(content[:, None] - corners, 0, jnp.array(sides)).reshape(-1, 2)
     found = predict(pieces.reshape(-1, *pieces.shape[2:]), content)[0]
-    found = found.reshape(batch, -1, *found.shape[1:])
+    found = found.reshape(batch, len(before), *found.shape[1:])
 
-    def merge(found, corners, counts):
-        total = jnp.zeros((*(side // stride for side in canvas), found.shape[-1] + 1), found.dtype)
-        # Not a sum by index, whose order a GPU does not keep.
-        for piece, corner, count in zip(found, corners // stride, counts, strict=True):
-            piece = jnp.pad(piece, [(0, 0), (0, 0), (0, 1)], constant_values=1) * count
-            so_far = jax.lax.dynamic_slice(total, (*corner, 0), piece.shape)
-            total = jax.lax.dynamic_update_slice(total, so_far + piece, (*corner, 0))
-        return total[..., :-1] / jnp.maximum(total[..., -1:], 1)
+    rows, columns = (
+        jnp.arange(side // stride) - cells[..., i : i + 1] for i, side in enumerate(canvas)
+    )
+    seen = (rows >= 0) & (rows < found.shape[2]) & counts[..., None]
+    seen = seen[..., None] & ((columns >= 0) & (columns < found.shape[3]))[..., None, :]
+    total = count = 0
+    for i in range(found.shape[1]):
+        here = seen[:, i, ..., None]
+        total += jnp.where(here, _taken(found[:, i], rows[:, i], columns[:, i]), 0)
+        count += here.astype(found.dtype)
+    return total / jnp.maximum(count, 1)
 
-    return jax.vmap(merge)(found, corners, counts)
+
+def _taken(maps: Array, rows: Array, columns: Array) -> Array:
+    """Some rows i32[..., r] and columns i32[..., c] of f[..., height, width, n], the nearest where
+    there are none: f[..., r, c, n]."""
+    for at, axis in ((rows[..., None, None], -3), (columns[..., None, :, None], -2)):
+        # Not by `mode`, which the converter to ONNX leaves out.
+        at = jnp.clip(at, 0, maps.shape[axis] - 1)
+        maps = jnp.take_along_axis(maps, at, axis=axis, mode="promise_in_bounds")
+    return maps
 
 
 def upsample(maps: Array, stride: int, size: tuple[int, int]) -> Array:
