@@ -157,9 +157,9 @@ def test_an_image_that_fills_its_canvas_has_the_boxes_that_it_has_with_padding(b
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backbone", ["bottlenecks", "basic"])
+@pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("canvas", [(40, 64), (66, 70), (24, 200)])
-def test_a_resnet_s_canvas_need_not_be_a_multiple_of_its_stride(backbone, canvas):
+def test_a_canvas_need_not_be_a_multiple_of_the_stride(backbone, canvas):
     expected = detect(backbone, (24, 40), (32, 64))
     assert_same(detect(backbone, (24, 40), canvas), expected)
 

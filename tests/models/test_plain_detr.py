@@ -8,10 +8,12 @@ from flax.traverse_util import flatten_dict
 
 from vitlab.errors import InputError
 from vitlab.models.plain_detr import BoxBias, PlainDETR, cell_places, moved
+from vitlab.models.resnet import ResNet
 from vitlab.models.set_loss import Targets
 from vitlab.models.vit import ViT
 
 BACKBONE = dict(width=16, depth=1, num_heads=2, patch_size=8, pool="gap", pos_embed="sincos2d_mae")
+RESNET = ResNet("18", widths=(8, 8), depths=(1, 1), norm="frozen")
 SMALL = dict(num_classes=3, num_queries=5, width=16, num_heads=2, mlp_dim=16, decoder_layers=2)
 
 
@@ -61,6 +63,21 @@ def test_padding_an_image_more_does_not_change_its_boxes(images):
         np.testing.assert_allclose(other.logits, found[0].logits, atol=2e-5)
     whole = apply(encoder_layers=1)(variables, image)[0]
     np.testing.assert_allclose(whole.boxes, found[0].boxes, atol=2e-5)
+
+
+@pytest.mark.parametrize(("backbone", "upsample"), [(ViT(**BACKBONE), False), (RESNET, True)])
+def test_the_canvas_need_be_no_multiple_of_the_stride_and_changes_no_box(backbone, upsample):
+    model = PlainDETR(backbone, **SMALL, upsample=upsample, encoder_layers=0)
+    image = jnp.asarray(np.random.default_rng(0).normal(size=(1, 21, 37, 3)), jnp.float32)
+    variables = drawn(model, image)
+    alone = model.apply(variables, image)[0].boxes
+    for canvas in ((24, 40), (27, 53)):
+        image = jnp.pad(
+            image,
+            [(0, 0), *((0, a - b) for a, b in zip(canvas, image.shape[1:3], strict=True)), (0, 0)],
+        )
+        found = model.apply(variables, image, jnp.array([[21, 37]]))[0].boxes
+        np.testing.assert_allclose(found, alone, atol=2e-5)
 
 
 @pytest.mark.slow
@@ -153,7 +170,7 @@ def test_boxes_move_in_units_of_their_own_sides():
 
 def test_the_box_bias_knows_rows_from_columns():
     bias = BoxBias(2, 8, jnp.float32)
-    places = cell_places((32, 48), None, (4, 6), 1)
+    places = cell_places(8, (32, 48), 1, 4, 6)
     boxes = jnp.array([[[0.5, 0.5, 0.2, 0.2]]])
     variables = bias.init(jax.random.key(0), boxes, places)
     rows, columns = bias.apply(variables, boxes, places)

@@ -22,6 +22,7 @@ from vitlab.ops.dropout import dropout
 from vitlab.ops.keys import row_keys, split_each
 from vitlab.ops.padding import content_mask
 from vitlab.ops.positions import sine_positions
+from vitlab.ops.windows import pad_to_multiple
 
 # What PyTorch draws a linear layer's kernel from.
 TORCH = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -88,7 +89,7 @@ class DETR(nn.Module):
         """Detects.
 
         Args:
-          images: f[batch, height, width, channels]; padding should be zero.
+          images: f[batch, height, width, channels] of any size; padding should be zero.
           content: i32[batch, 2], height and width in pixels of what is no padding; None: all.
           noisy: of no use here; a `PlainDETR` learns from noisy copies of the objects.
           train: whether dropout acts, which needs `rngs={"dropout": key}`, and the backbone trains.
@@ -203,6 +204,8 @@ def feature_map(
 ) -> tuple[Array, Array]:
     """The backbone's map of the greatest stride, f[batch, rows, columns, channels], and which of
     its cells hold some of the image, bool[batch, rows, columns]."""
+    if mask_backbone and _keeps_padding_out(backbone):
+        images, content = pad_to_multiple(images, content, backbone.strides[-1])
     maps = feature_maps(backbone, images, content if mask_backbone else None, train)
     stride = max(maps)
     features = maps[stride]
@@ -221,12 +224,16 @@ def feature_maps(
     """
     if content is None:
         return backbone.feature_maps(images, train)
-    if "content" not in inspect.signature(backbone.feature_maps).parameters:
+    if not _keeps_padding_out(backbone):
         raise InputError(
             f"a {type(backbone).__name__} cannot keep padding out of its feature maps: use a "
             f"ResNet or a ViT, or images of one size whose sides {backbone.strides[-1]} divides"
         )
     return backbone.feature_maps(images, train, content=content)
+
+
+def _keeps_padding_out(backbone: nn.Module) -> bool:
+    return "content" in inspect.signature(backbone.feature_maps).parameters
 
 
 def check_sizes(model: nn.Module) -> None:

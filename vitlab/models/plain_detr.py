@@ -108,7 +108,7 @@ class PlainDETR(nn.Module):
         """Detects.
 
         Args:
-          images: f[batch, height, width, channels]; padding should be zero.
+          images: f[batch, height, width, channels] of any size; padding should be zero.
           content: i32[batch, 2], height and width in pixels of what is no padding; None: all.
           noisy: in training with `denoising`, the `noisy_copies` of each image's objects.
           train: whether all groups of queries, noisy copies and dropout are there, which needs
@@ -149,7 +149,9 @@ class PlainDETR(nn.Module):
             memory = norm(name="encoder_norm")(memory)
         stages = {"feature_map": features, "memory": memory.reshape(*features.shape[:3], -1)}
 
-        places = cell_places(images.shape[1:3], content, mask.shape[1:], mask.shape[0])
+        content = images.shape[1:3] if content is None else content
+        stride = self.backbone.strides[-1] / (2 if self.upsample else 1)
+        places = cell_places(stride, content, *mask.shape)
         shape = (self.query_groups, self.num_queries)
         if self.two_stage:
             anchors = jnp.concatenate([places.centres, 3 * places.cells], axis=-1)
@@ -232,22 +234,20 @@ class Places(NamedTuple):
 
 
 def cell_places(
-    canvas: tuple[int, int], content: Array | None, grid: tuple[int, int], batch: int
+    stride: float, content: Array | tuple[int, ...], batch: int, rows: int, columns: int
 ) -> Places:
-    """Places of a grid over a canvas (height, width) of which the `content` is the image."""
-    content = jnp.asarray(canvas)[None] if content is None else content
-    content = jnp.broadcast_to(content, (batch, 2)).astype(jnp.float32)
-    sides = [side / cells for side, cells in zip(canvas, grid, strict=True)]
+    """Places of a grid with a cell for `stride` pixels, over images of which `content`, i[2] or
+    i[batch, 2], is the height and width; the last cells may reach beyond."""
+    content = jnp.broadcast_to(jnp.asarray(content, jnp.float32), (batch, 2))
+    cell = stride / content[:, None]
     rows, columns = (
-        (jnp.arange(cells) + 0.5) * side / content[:, i : i + 1]
-        for i, (cells, side) in enumerate(zip(grid, sides, strict=True))
+        (jnp.arange(number) + 0.5) * cell[..., i] for i, number in enumerate((rows, columns))
     )
-    shape = (batch, *grid)
+    shape = (batch, rows.shape[1], columns.shape[1])
     centres = jnp.stack(
         [jnp.broadcast_to(columns[:, None], shape), jnp.broadcast_to(rows[:, :, None], shape)], -1
     ).reshape(batch, -1, 2)
-    cells = jnp.broadcast_to((jnp.asarray(sides) / content)[:, None, ::-1], centres.shape)
-    return Places(rows, columns, centres, cells)
+    return Places(rows, columns, centres, jnp.broadcast_to(cell[..., ::-1], centres.shape))
 
 
 class Heads(nn.Module):
