@@ -38,6 +38,7 @@ def get_config(arg=None):
         mlp="gelu_tanh",
         layer_scale=1e-4,
         drop_path=0.1,
+        drop_path_uniform=True,
         weight_init="mae",
         head_init_std=0.02,
     )

@@ -150,6 +150,17 @@ def test_padding_to_an_even_number_of_tokens_keeps_a_mask_of_each_query(monkeypa
             jax.tree.map(functools.partial(np.testing.assert_allclose, atol=2e-5), run(mask), plain)
 
 
+def test_a_uniform_drop_path_is_that_of_every_block():
+    """github.com/facebookresearch/deit, models_v2.py."""
+    model = ViT(**{**SMALL, "depth": 2}, drop_path=0.5, drop_path_uniform=True)
+    images = jnp.ones((500, 8, 8, 3))
+    variables = drawn(model, images[:1])
+    _, stages = model.apply(variables, images, train=True, rngs={"dropout": jax.random.key(0)})
+    for i in range(2):
+        dropped = (np.asarray(stages[f"block_{i}/mlp"]) == 0).all(axis=(1, 2))
+        assert abs(dropped.mean() - 0.5) < 0.09  # 4 standard deviations
+
+
 def test_drop_path_drops_whole_examples_at_rates_linear_in_depth():
     model = ViT(**{**SMALL, "depth": 3}, drop_path=0.6)
     image = np.random.default_rng(0).normal(size=(1, 8, 8, 3)).astype(np.float32)
@@ -243,6 +254,10 @@ def test_feature_maps_are_the_patches_without_class_token_and_registers(images):
     for row, column in np.ndindex(*GRID):
         token = stages["encoder"][:, 1 + 3 + row * GRID[1] + column]
         np.testing.assert_array_equal(maps[8][:, row, column], token)
+    # Where the norm of a classifier is after its pool, the maps have one nonetheless.
+    same = ViT(**SMALL, num_registers=3, norm_after_pool=True)
+    maps_too = same.apply(variables, images, method="feature_maps")
+    np.testing.assert_array_equal(maps_too[8], maps[8])
 
 
 def test_a_stem_of_convolutions_makes_patches_of_which_padding_is_no_part():

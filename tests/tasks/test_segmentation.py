@@ -224,6 +224,10 @@ def test_what_does_not_fit_is_one_line():
         task.evaluate({}, without, normalize)
     with pytest.raises(InputError, match="config.data.source has no masks"):
         type(task).from_config(SEGMENTER, {}, {}, (), jnp.float32)
+    for field, value in (("rep_size", True), ("num_classes", 7), ("patch_dropout", 0.5)):
+        backbone = {**SEGMENTER["backbone"], field: value}
+        with pytest.raises(InputError, match=f"backbone.{field} is for classification"):
+            make({**SEGMENTER, "backbone": backbone})
     with pytest.raises(InputError, match="class_weights has 2 numbers for 3 classes"):
         make(class_weights=(1.0, 2.0))
     with pytest.raises(InputError, match="cross_entropy and dice are both 0"):

@@ -33,6 +33,16 @@ SEGMENTERS = {
 # Models around a ViT that find segments of any kind.
 UNIVERSAL_SEGMENTERS = {"eomt": "vitlab.models.eomt:EoMT"}
 
+# Fields of a backbone that its feature maps know nothing of.
+_OF_THE_HEAD = (
+    "num_classes",
+    "norm_after_pool",
+    "rep_size",
+    "head_init_std",
+    "head_init_bias",
+    "patch_dropout",
+)
+
 # Fields of a module that the framework sets, not the user.
 _FRAMEWORK = ("parent", "name", "dtype", "axis_name")
 
@@ -58,10 +68,18 @@ def build_around_backbone(
     """The model of a table that `config.model` describes by its name, `backbone` and the other
     fields.
 
-    Arguments and errors as in `build_model`.
+    Arguments and errors as in `build_model`; a backbone with fields of a classifier's head, which
+    would do nothing, is an InputError too.
     """
     cls, fields = _class(section, table, "config.model")
-    return build_with_backbone(cls, fields, **given)
+    model = build_with_backbone(cls, fields, **given)
+    for field in dataclasses.fields(model.backbone):
+        if field.name in _OF_THE_HEAD and getattr(model.backbone, field.name) != field.default:
+            raise InputError(
+                f"config.model.backbone.{field.name} is for classification: the feature maps that "
+                f"{section['name']} is built on have no use for it; leave it out"
+            )
+    return model
 
 
 def build_with_backbone(cls: type[nn.Module], section: Mapping[str, Any], **given: Any):

@@ -163,12 +163,14 @@ def _evened(x, rope, mask):
 
 
 class Encoder(nn.Module):
-    """`depth` blocks, each from `make_block`, with drop_path rates growing linearly from 0."""
+    """`depth` blocks, each from `make_block`, with drop_path rates growing linearly from 0, or with
+    `uniform` all the same."""
 
     depth: int
     make_block: Callable
     drop_path: float = 0.0
     scan: bool = False
+    uniform: bool = False
 
     @nn.compact
     def __call__(self, x, rope=None, mask=None, keys=None, start=0, stop=None):
@@ -182,7 +184,8 @@ class Encoder(nn.Module):
         if not self.is_mutable_collection(INSPECTED):
             x, rope, mask = _evened(x, rope, mask)
         keys = None if keys is None else split_each(keys, self.depth)
-        rates = jnp.linspace(0, self.drop_path, self.depth) if self.drop_path else None
+        first = self.drop_path if self.uniform else 0
+        rates = jnp.linspace(first, self.drop_path, self.depth) if self.drop_path else None
         scan, stages = self.scan and not self.is_initializing(), {}
         if scan and some:
             params = (self.variables["params"][f"block_{i}"] for i in some)

@@ -164,6 +164,7 @@ class ViT(nn.Module):
     norm_eps: float = 1e-6
     dropout: float = 0.0  # of the tokens, of each branch and inside the MLP
     drop_path: float = 0.0  # the last block's rate; it grows linearly over the depth, from 0
+    drop_path_uniform: bool = False  # the rate is that of every block (DeiT III, DINOv2)
     patch_dropout: float = 0.0  # fraction of patches left out of a training step (2212.00794)
     scan: bool = False  # compile one block and loop over it: same parameters, same outputs
     # What the backward pass computes again: nothing, all, or by a policy in jax.checkpoint_policies
@@ -233,7 +234,7 @@ class ViT(nn.Module):
         block_mlp = partial(mlp, dropout=self.dropout)
         block = partial(self.block_class(), block_attend, block_mlp, norm, self.layer_scale)
         block = partial(block, dropout=self.dropout)
-        self.encoder = Encoder(self.depth, block, self.drop_path, self.scan)
+        self.encoder = Encoder(self.depth, block, self.drop_path, self.scan, self.drop_path_uniform)
         self.norm_pre, self.norm, self.fc_norm = norm(), norm(), norm()
         self.map_head = MAPHead(attend, mlp, norm)
         self.pre_logits = nn.Dense(width if self.rep_size is True else self.rep_size, dtype=dtype)
@@ -335,7 +336,7 @@ class ViT(nn.Module):
         return x, stages
 
     def feature_maps(self, images, train=False, content=None):
-        """{patch_size: f[batch, rows, columns, width]}: the "encoder" stage of all patches.
+        """{patch_size: f[batch, rows, columns, width]}: all patches after the last norm.
 
         content i32[batch, 2]: height and width in pixels of what is no padding; patches beyond are
         attended to by none. What is padding in a patch that is not should be zero."""
@@ -344,7 +345,9 @@ class ViT(nn.Module):
         if content is not None:
             grid = stages["with_position"].shape[1:3]
             mask = content_mask(content, grid, self.patch_size).reshape(tokens.shape[:2])
-        x = self.encode(tokens, rope, train, mask)[0][:, self.num_prefix :]
+        x = self.encode(tokens, rope, train, mask)[0]
+        x = self.norm(x) if self.norm_after_pool else x  # there is no pool
+        x = x[:, self.num_prefix :]
         return {self.patch_size: x.reshape(stages["with_position"].shape)}
 
     @property

@@ -377,8 +377,8 @@ _MEANING = ("num_heads", "pos_embed", "rope_theta", "rope_periods", "mlp", "norm
 _MEANING += (*_MEANING_AROUND[1:], "pool")  # the pool where a head is taken with it
 # Fields of a model that a pretrained backbone may well have otherwise.
 _NOT_OF_THE_BACKBONE = (
-    "num_classes", "pool", "norm_after_pool", "dropout", "drop_path", "patch_dropout", "rep_size",
-    "head_init_std", "head_init_bias", "weight_init", "remat", "scan",
+    "num_classes", "pool", "norm_after_pool", "dropout", "drop_path", "drop_path_uniform",
+    "patch_dropout", "rep_size", "head_init_std", "head_init_bias", "weight_init", "remat", "scan",
 )  # fmt: skip
 
 
