@@ -185,6 +185,22 @@ def test_a_source_without_things_has_no_instances():
     assert set(task.reduce(outputs, examples)) == {"id", "confusion", "boundary"}
 
 
+def test_layers_for_layer_decay_are_the_published_ones():
+    """Of two blocks."""
+    layers = {
+        "backbone/patch_embedding/kernel": 0,
+        "backbone/cls": 0,
+        "backbone/encoder/block_0/mlp/fc1/kernel": 0,
+        "backbone/encoder/block_1/mlp/fc1/kernel": 1,
+        "backbone/norm/scale": 1,
+        "queries": 1,
+        "predict/class/kernel": 1,
+    }
+    task = make()
+    assert {path: task.layer_of(path) for path in layers} == layers
+    assert task.num_layers == 1
+
+
 def test_the_settings_make_the_task_again():
     task = make(no_object=0.2)
     settings = task.settings()

@@ -222,6 +222,19 @@ class UniversalSegmentation(Segmenting):
         masks, affine = outputs["masks"][index][some], outputs["affine"][index]
         return at_original(masks, self.model.stride, affine, size, rows)
 
+    def layer_of(self, path: str) -> int:
+        """A block's is its number; what comes before the blocks is in the first one's, all else in
+        the last one's (github.com/tue-mps/eomt, training/lightning_module.py)."""
+        root, _, rest = path.partition("/")
+        vit = self.model.backbone
+        after = vit.layer_of(rest) - 1 if root == "backbone" else self.num_layers
+        return min(max(after, 0), self.num_layers)
+
+    @property
+    def num_layers(self) -> int:
+        """That of the last block."""
+        return self.model.backbone.num_layers - 1
+
 
 def segmented(
     scores: np.ndarray, masks: Iterable[np.ndarray], things: tuple[bool, ...]
