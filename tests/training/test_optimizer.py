@@ -94,6 +94,24 @@ def test_lamb_exempts_undecayed_parameters_from_adaptation():
     # The first step of Adam is 1 for each; decay adds 0.5 * 2, and the trust ratio is |p| / |u|.
     np.testing.assert_allclose(change["head"]["kernel"], -0.1 * (2 / 2) * 2, rtol=1e-4)
     np.testing.assert_allclose(change["head"]["bias"], -0.1, rtol=1e-4)
+    # And both add LAMB's 1e-6 to the root, of which Adam's own would be 1e-8.
+    config, small = OptimizerConfig(name="lamb"), jax.tree.map(lambda p: 1e-6 * p, PARAMS)
+    tx = make_optimizer(config, optax.constant_schedule(0.1), PARAMS)
+    gradients = jax.tree.map(lambda p: p / 2, small)
+    change = tx.update(gradients, tx.init(PARAMS), PARAMS)[0]
+    np.testing.assert_allclose(change["head"]["bias"], -0.1 / 2, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["dog", "prodigy", "dadapt_adamw"])
+def test_what_estimates_one_number_for_all_parameters_has_one_without_decay(name):
+    ours = update(OptimizerConfig(name=name), steps=3)
+    plain = getattr(optax.contrib, name)(optax.constant_schedule(0.1))
+    params, state = PARAMS, plain.init(PARAMS)
+    for _ in range(3):
+        updates, state = plain.update(jax.tree.map(jnp.ones_like, params), state, params)
+        params = optax.apply_updates(params, updates)
+    expected = jax.tree.map(lambda new, old: np.asarray(new - old), params, PARAMS)
+    jax.tree.map(np.testing.assert_array_equal, ours, expected)
 
 
 def test_muon_decays_kernels_that_are_no_matrices_too_and_no_biases():
@@ -171,4 +189,8 @@ def test_bfloat16_first_moment():
 
 
 def test_names_hold_what_the_field_uses():
-    assert {"adamw", "sgd", "lars", "lamb", "lion", "muon", "adafactor"} <= set(optimizer_names())
+    names = set(optimizer_names())
+    assert {"adamw", "sgd", "lars", "lamb", "lion", "muon", "adafactor"} <= names
+    # What needs more than a gradient and a scheduled rate, what is not linear in that, and what is
+    # no name of optax's for users.
+    assert not names & {"lbfgs", "dpsgd", "rprop", "sm3", "fromage", "_deprecated_dpsgd"}

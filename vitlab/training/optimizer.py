@@ -13,8 +13,13 @@ from vitlab import config as config_lib
 from vitlab.errors import InputError
 from vitlab.training.rules import check_pattern, match_rules, path_string
 
-# These take a learning rate too, but need the loss's value or other parameters in evaluation.
-_NOT_PLAIN = ("momo", "momo_adam", "schedule_free_adamw", "schedule_free_sgd")
+# These take a learning rate too, but need the loss's value, each example's gradient or other
+# parameters in evaluation; or take no schedule; or what they do is not linear in the rate.
+_NOT_PLAIN = (
+    "momo", "momo_adam", "lbfgs", "sophia", "dpsgd", "schedule_free_adamw", "schedule_free_sgd",
+    "rprop", "sm3", "optimistic_adam",
+    "fromage", "madgrad", "cocob",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +58,9 @@ class OptimizerConfig:
         lr: peak learning rate.
         weight_decay: the optimizer's own, decoupled and scaled by the scheduled rate for adamw,
             lamb, lion, ...; for sgd, which has none, L2 added to the gradient as PyTorch does.
-            lars and lamb do not adapt the rate of what does not decay, as in the papers' code.
+            lars and lamb do not adapt the rate of what does not decay, as in the papers' code. What
+            estimates one number for all parameters (dog, prodigy, dadapt_adamw) has one for each
+            factor that the rules give the decay, and one alone without a decay.
         clip_norm: global gradient norm to clip to; None does not clip.
         layer_decay: layer-wise learning-rate decay: factor `layer_decay ** (last - layer)`.
         rules: first match wins; every parameter must match one.
@@ -98,8 +105,12 @@ def make_optimizer(
         InputError: an unknown optimizer or argument, or a parameter that no rule covers.
     """
     rules = match_rules(config.rules, params, "config.optimizer.rules")
+    # Groups are optimizers of their own: no more of them than differ.
+    decays = config.weight_decay or "weight_decay_rate" in config.args
+    differ = decays or config.name in ("lars", "lamb")
     groups = jax.tree.map(
-        lambda rule: "frozen" if rule.freeze else f"decay_{rule.weight_decay:g}", rules
+        lambda rule: "frozen" if rule.freeze else f"decay_{rule.weight_decay if differ else 1:g}",
+        rules,
     )
     present = sorted(set(jax.tree.leaves(groups)))
     transforms = {}
@@ -121,8 +132,8 @@ def make_optimizer(
     parts = []
     if config.clip_norm is not None:
         parts.append(optax.clip_by_global_norm(config.clip_norm))
-    # All of optax's optimizers are linear in the learning rate, so a constant factor on the
-    # update is a factor on the rate.
+    # Those that are offered are linear in the learning rate, so a constant factor on the update is
+    # a factor on the rate.
     if present == ["frozen"]:
         raise InputError(
             "config.optimizer.rules freezes every parameter: there is nothing to train"
@@ -180,6 +191,7 @@ def _named_optimizer(
             args.setdefault("trust_ratio_mask", False)
         elif config.name == "lamb":
             args.pop("weight_decay")
+            args.setdefault("eps", parameters["eps"].default)
             make = optax.adam  # which is lamb without its trust ratio
     try:
         optimizer = make(schedule, **args)
@@ -196,7 +208,7 @@ def optimizer_names() -> list[str]:
     for module in (optax, optax.contrib):
         for name, value in inspect.getmembers(module, inspect.isfunction):
             takes_rate = next(iter(inspect.signature(value).parameters), "") == "learning_rate"
-            if takes_rate and not name.startswith("scale_by") and name not in _NOT_PLAIN:
+            if takes_rate and not name.startswith(("scale_by", "_")) and name not in _NOT_PLAIN:
                 names.add(name)
     return sorted(names)
 
