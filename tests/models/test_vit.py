@@ -316,13 +316,14 @@ def test_every_stage_is_named(images):
     assert set(stages) == {*blocks, *ends, "pooled", "pre_logits", "logits"}
 
 
-def test_bfloat16_computes_every_product_in_bfloat16_with_float32_parameters(images):
+def test_bfloat16_computes_all_products_but_the_head_s_with_float32_parameters(images):
     settings = {**SMALL, "num_registers": 2, "layer_scale": 1.0, "qk_norm": True, "rep_size": 8}
     settings |= {"pool": "map", "pos_embed": "rope"}
     model = ViT(**settings, dtype=jnp.bfloat16)
     variables = drawn(model, images)
     assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     output, stages = jax.jit(model.apply)(variables, images)
+    assert output.dtype == stages.pop("logits").dtype == jnp.float32
     assert {x.dtype for x in stages.values()} == {jnp.dtype("bfloat16")}
     precise, _ = jax.jit(ViT(**settings).apply)(variables, images)
     np.testing.assert_allclose(np.asarray(output, np.float32), precise, atol=0.1)
@@ -338,7 +339,8 @@ def test_bfloat16_computes_every_product_in_bfloat16_with_float32_parameters(ima
 
     found = list(products(jax.make_jaxpr(lambda: model.apply(variables, images)[0])().jaxpr))
     assert len(found) == 1 + 8 * (model.depth + 1) + 2  # patches; blocks and map head; head
-    assert all(types == {"bfloat16"} for types in found)
+    assert all(types == {"bfloat16"} for types in found[:-1])
+    assert found[-1] == {"float32"}
 
 
 @pytest.mark.parametrize("pool", ["cls", "map"])

@@ -12,6 +12,7 @@ from vitlab.tasks.classification import AugmentConfig, Classification, LossConfi
 CLASSES = tuple("abcdefg")
 MODEL = {"name": "vit", "width": 8, "depth": 1, "num_heads": 2, "patch_size": 4,
          "head_init_std": 1.0}  # fmt: skip
+FOUR_STAGES = {"depths": (1, 1, 1, 1), "widths": (8, 8, 8, 8)}
 RNG = np.random.default_rng(0)
 
 
@@ -34,6 +35,25 @@ def task():
 @pytest.fixture(scope="module")
 def variables(task):
     return task.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        MODEL,
+        dict(name="resnet", variant="18", **FOUR_STAGES),
+        dict(name="convnext", **FOUR_STAGES),
+        dict(name="bit", norm_groups=4, **FOUR_STAGES),
+    ],
+)
+def test_logits_are_float32_in_bfloat16_too(model):
+    """Rounded to 8 bits, two of a thousand classes are often alike."""
+    task = Classification.from_config(model, {}, {}, CLASSES, jnp.bfloat16)
+    images = jnp.zeros((2, 32, 32, 3))
+    variables = jax.eval_shape(task.init, jax.random.key(0), images)
+    logits, stages = jax.eval_shape(task.model.apply, variables, images)
+    assert logits.dtype == jnp.float32
+    assert stages["pre_logits"].dtype == jnp.bfloat16
 
 
 def test_padding_changes_no_loss_and_no_metric(task, variables):

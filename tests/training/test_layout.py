@@ -71,6 +71,15 @@ def test_heads_and_mlp_are_split_and_joined(vit_b):
     assert specs["head"]["kernel"] == P(None, "fsdp")  # 768 x 1000: the larger one
 
 
+def test_a_stem_of_convolutions_is_split_as_what_is_no_block():
+    model = ViT(width=256, depth=1, num_heads=4, patch_size=4, stem="conv")
+    params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
+    for sizes in (mesh(2, 2, 2), mesh(fsdp=2), mesh(tensor=2)):
+        stem = lay_out(LAYOUT, params, sizes)["patch_embedding"]
+        split = P(None, None, None, "fsdp") if sizes.shape["fsdp"] > 1 else P()
+        assert stem["out"]["kernel"].spec == split
+
+
 def test_a_rule_of_ones_own(vit_b):
     rules = (LayoutRule("head/kernel", ("tensor",)), LayoutRule(".*"))
     head = lay_out(rules, vit_b, mesh(1, 2, 2))["head"]

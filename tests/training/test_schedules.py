@@ -51,9 +51,13 @@ def test_stair_with_warmup_steps_down_at_fractions_of_the_whole():
     assert lr[10] == lr[49] == pytest.approx(PEAK)
     assert lr[51] == lr[74] == pytest.approx(PEAK / 10)
     assert lr[76] == lr[100] == pytest.approx(PEAK / 100)
+    twice = values(ScheduleConfig("stair", decay_at=(0.5, 0.501)))  # both are step 50
+    assert (twice[49], twice[51]) == pytest.approx((PEAK, PEAK / 100))
 
 
 def test_what_does_not_fit_is_refused():
+    with pytest.raises(InputError, match="0.5 is step 50 of 100, within the 60 steps of the warm"):
+        values(ScheduleConfig("stair", warmup=Duration(60, "steps"), decay_at=(0.5,)))
     with pytest.raises(InputError, match="80 steps of warm-up and 40 of cooldown do not fit"):
         values(ScheduleConfig(warmup=Duration(80, "steps"), cooldown=Duration(40, "steps")))
     with pytest.raises(InputError, match="only poly has one"):

@@ -103,7 +103,7 @@ class BiT(nn.Module):
       widths: channels of the 3x3 convolutions in each stage, a quarter of the stage's output; the
         first is the stem's as well. None: the variant's (64, 128, 256, 512) * factor.
       norm_groups: groups of every group norm; must divide each of `widths`.
-      dtype: compute dtype; parameters and norm statistics are float32 whatever it is.
+      dtype: compute dtype; parameters, norm statistics and logits are float32 whatever it is.
 
     Raises:
       InputError: a field has a value that is not one of the above.
@@ -171,7 +171,7 @@ class BiT(nn.Module):
             x = nn.Dense(
                 self.num_classes,
                 kernel_init=nn.initializers.normal(self.head_init_std),
-                dtype=self.dtype,
+                dtype=jnp.promote_types(self.dtype, jnp.float32),
                 name="head",
             )(x)
             out["logits"] = x

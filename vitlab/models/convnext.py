@@ -101,7 +101,7 @@ class ConvNeXt(nn.Module):
       depths: blocks in each stage; None: the variant's.
       widths: channels of each stage; None: the variant's.
       axis_name: of `pmap`, whose devices count their rows together.
-      dtype: compute dtype; parameters and norm statistics are float32 whatever it is.
+      dtype: compute dtype; parameters, norm statistics and logits are float32 whatever it is.
 
     Raises:
       InputError: a field has a value that is not one of the above.
@@ -177,7 +177,7 @@ class ConvNeXt(nn.Module):
             x = nn.Dense(
                 self.num_classes,
                 kernel_init=nn.initializers.normal(self.head_init_std),
-                dtype=self.dtype,
+                dtype=jnp.promote_types(self.dtype, jnp.float32),
                 name="head",
             )(x)
             out["logits"] = x

@@ -110,7 +110,7 @@ class ResNet(nn.Module):
       widths: channels of the 3x3 convolutions in each stage; the first is the stem's as well. Fewer
         than four leave the last stages out.
       axis_name: the `pmap` axis over which batch statistics are averaged.
-      dtype: compute dtype; parameters and statistics are float32 whatever it is.
+      dtype: compute dtype; parameters, statistics and logits are float32 whatever it is.
 
     Raises:
       InputError: a field has a value that is not one of the above.
@@ -209,7 +209,7 @@ class ResNet(nn.Module):
             x = nn.Dense(
                 self.num_classes,
                 kernel_init=nn.initializers.normal(self.head_init_std),
-                dtype=self.dtype,
+                dtype=jnp.promote_types(self.dtype, jnp.float32),
                 name="head",
             )(x)
             out["logits"] = x

@@ -170,7 +170,7 @@ class ViT(nn.Module):
     # What the backward pass computes again: nothing, all, or by a policy in jax.checkpoint_policies
     remat: Literal["none", "full", "dots_saveable", "dots_with_no_batch_dims_saveable"] = "none"
     axis_name: str | None = None  # of `pmap`, whose devices count their rows together
-    dtype: Any = jnp.float32  # of the computation; parameters are float32
+    dtype: Any = jnp.float32  # of the computation; parameters and logits are float32
 
     def __post_init__(self):
         size, slash, patch = (self.variant or "").partition("/")
@@ -239,7 +239,8 @@ class ViT(nn.Module):
         self.map_head = MAPHead(attend, mlp, norm)
         self.pre_logits = nn.Dense(width if self.rep_size is True else self.rep_size, dtype=dtype)
         kernel, bias = normal(self.head_init_std), nn.initializers.constant(self.head_init_bias)
-        self.head = nn.Dense(self.num_classes or 0, dtype=dtype, kernel_init=kernel, bias_init=bias)
+        wide = jnp.promote_types(dtype, jnp.float32)
+        self.head = nn.Dense(self.num_classes or 0, dtype=wide, kernel_init=kernel, bias_init=bias)
 
     @nn.nowrap
     def block_class(self):  # `Block`, or one whose backward pass computes again what `remat` says

@@ -48,6 +48,7 @@ class LayoutRule:
 # Megatron's (1909.08053): heads and MLP are split where they are made and joined where they end,
 # which costs one sum over `tensor` for each branch; `fsdp` takes the other side (ZeRO, 1910.02054).
 LAYOUT = (
+    LayoutRule("(.*/)?patch_embedding/.*"),  # whose layers may have those names too
     LayoutRule(".*/(query|key|value|fc1|gate)/kernel", ("fsdp", "tensor")),
     LayoutRule(".*/(query|key|value|fc1|gate)/bias", ("tensor",)),
     LayoutRule(".*/(out|fc2)/kernel", ("tensor", "fsdp")),

@@ -67,7 +67,8 @@ def make_schedule(
         examples: examples an epoch.
 
     Raises:
-        InputError: warm-up and cooldown together are longer than the training.
+        InputError: warm-up and cooldown together are longer than the training, or a decay is within
+            the warm-up.
     """
     warmup = config.warmup.steps(batch_size, examples)
     cooldown = config.cooldown.steps(batch_size, examples)
@@ -86,9 +87,15 @@ def make_schedule(
     elif config.name == "constant":
         body = optax.constant_schedule(peak)
     elif config.name == "stair":
-        edges = {
-            max(1, round(at * total_steps)) - warmup: config.decay_factor for at in config.decay_at
-        }
+        edges: dict[int, float] = {}
+        for at in config.decay_at:
+            step = max(1, round(at * total_steps))
+            if step < warmup:
+                raise InputError(
+                    f"config.schedule.decay_at: {at} is step {step} of {total_steps}, within the "
+                    f"{warmup} steps of the warm-up"
+                )
+            edges[step - warmup] = edges.get(step - warmup, 1.0) * config.decay_factor
         body = optax.piecewise_constant_schedule(peak, edges)
     else:
         timescale = config.timescale.steps(batch_size, examples)
