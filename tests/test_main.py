@@ -421,7 +421,6 @@ def test_bad_input_is_one_line_and_exit_2(tmp_path, capsys):
         "evaluators.test.every_steps=0": "config.evaluators.test: every_steps is 0",
         "evaluators.test.preprocess=decode|grey_to_rgb|value_range(-1,1)": "do not fit the model",
         "evaluators.test.preprocess=decode|resize(9)|value_range(-1,1)": "9",
-        "data.preprocess=decode|onehot(10)|value_range(-1,1)": "leave onehot out",
         "early_stopping.patience_steps=3": "patience does nothing without a metric",
         "profile=5:9": "config.profile is '5:9' but the run has 8 steps",
         "optimizer.layer_decay=2": "layer_decay is 2",

@@ -405,7 +405,7 @@ def test_segments_of_another_size_than_the_image_are_refused():
         ("semantic|flip_lr", "column 10: flip_lr cannot come after semantic"),
         ("pad_segments(3)|semantic", "column 17: semantic cannot come after pad_segments"),
         ("semantic|semantic", "column 10: semantic cannot come after semantic"),
-        ("semantic|onehot(3)", "column 10: onehot cannot move segments"),
+        ("semantic|randaug", "column 10: randaug cannot move segments"),
         ("segment_crop(9)|resize(5)|semantic", "column 17: resize cannot come after segment_crop"),
         ("segment_crop(9)|letterbox(5)", "column 17: letterbox cannot come after segment_crop"),
         ("random_scale(9,2,1)", "column 1: random_scale: needs low <= high, not 2 and 1"),

@@ -87,20 +87,6 @@ def test_normalize_must_have_the_channels_of_the_image():
     )
 
 
-def test_onehot():
-    image = np.zeros((2, 2), np.uint8)
-    result = run('onehot(4)|onehot(2,"side")|value_range(0,1)', image, label=2, side=np.int32(1))
-    assert result["label"].dtype == np.float32
-    assert result["label"].tolist() == [0, 0, 1, 0]
-    assert result["side"].tolist() == [0, 1]
-    with pytest.raises(InputError) as error:
-        run("onehot(4)|value_range(0,1)", image, label=4)
-    assert str(error.value) == 'onehot: "label" is 4, not a whole number from 0 to 3'
-    with pytest.raises(InputError) as error:
-        run("onehot(4)|value_range(0,1)", image)
-    assert str(error.value) == 'onehot: the example has no "label", only image'
-
-
 @pytest.mark.parametrize(
     ("text", "canonical"),
     [
@@ -116,7 +102,6 @@ def test_onehot():
             'random_crop(32,4,"reflect")|normalize("cifar10")',
         ),
         ("normalize(None,(.5,),.25)", "normalize(mean=(0.5,),std=0.25)"),
-        ('onehot(3,key="a|b)")|value_range(0,1)', 'onehot(3,"a|b)")|value_range(0,1)'),
     ],
 )
 def test_the_canonical_string_means_the_same(text, canonical):
@@ -204,8 +189,9 @@ SIZE = "a whole number from 1 to 32768 or a tuple of 2 such numbers"
          "column 16: flip_lr: p must be a literal, not \"__import__('os')\""),
         ("decode|resize(2**9)|value_range(0,1)",
          "column 15: resize: size must be a literal, not '2 ** 9'"),
-        ("decode|onehot(2,'é',x=1)|value_range(0,1)",
-         'column 21: there is no onehot argument "x", only key, num_classes'),
+        ("decode|resize(8,'é|)')|value_range(0,1)",
+         'column 17: resize: method must be "nearest" or "bilinear" or "bicubic" or "area" or '
+         "\"lanczos\", not 'é|)'"),
         ("decode|flip_lr", "column 8: flip_lr cannot be the last op, value_range or normalize must "
          "be: add |value_range(-1,1)"),
         ("decode|value_range(0,1)|flip_lr", "column 8: value_range must be the last op"),

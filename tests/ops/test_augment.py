@@ -139,10 +139,9 @@ def boxes(erased):
 @pytest.fixture(scope="module")
 def erased():
     n, height, width = 3000, 64, 48
-    images = jnp.ones((n, height, width, 1))
-    out = jax.jit(lambda x, k: random_erasing(x, k, 0.5, mode="const"))(images, keys(n, "erase"))
-    assert set(np.unique(out)) == {0.0, 1.0}
-    return np.asarray(out)[..., 0] == 0
+    images = jnp.full((n, height, width, 1), 9.0)  # which no noise is
+    out = jax.jit(lambda x, k: random_erasing(x, k, 0.5))(images, keys(n, "erase"))
+    return np.asarray(out)[..., 0] != 9
 
 
 def test_random_erasing_takes_one_rectangle_of_the_given_area_and_ratio(erased):
@@ -210,7 +209,6 @@ def test_random_erasing_leaves_an_image_that_no_rectangle_fits():
         {"probability": 1.1},
         {"probability": 0.5, "area": (0.5, 0.1)},
         {"probability": 0.5, "ratio": (0.0, 1.0)},
-        {"probability": 0.5, "mode": "rand"},
     ],
 )
 def test_random_erasing_refuses_what_it_cannot_do(wrong):

@@ -8,7 +8,7 @@ A string is a chain of ops with arguments, as `vitlab.data.op_strings` reads it.
 last run on the host and leave a uint8 image; the last is `value_range(low, high)` or
 `normalize(...)`, an affine map that the compiled step applies, so that images travel to the device
 as bytes. The ops are in `vitlab.data.decode`, `image_ops`, `geometry`, `randaugment` and `targets`;
-`onehot` and the last two are here.
+the last two are here.
 
 A string with `pad_boxes` is for detection: the boxes of the image's objects then move with the
 image. One with `semantic` or `pad_segments` is for segmentation, and the image's segments move
@@ -47,31 +47,6 @@ STATISTICS = types.MappingProxyType(
     }
 )
 _Unit = Annotated[float, Between(0, 1)]
-
-
-def onehot(
-    example: dict, num_classes: Annotated[int, Between(1, 10**7)], key: str = "label"
-) -> dict:
-    """Turns an integer of the example into f32[num_classes], 1 at that place and 0 elsewhere.
-
-    Args:
-      example: has the integer `example[key]`.
-      num_classes: the length of the vector.
-      key: which entry.
-
-    Raises:
-      InputError: there is no such entry, or it is not an integer from 0 to num_classes - 1.
-    """
-    if key not in example:
-        raise InputError(f'onehot: the example has no "{key}", only {", ".join(sorted(example))}')
-    value = np.asarray(example[key])
-    if value.shape or value.dtype.kind not in "iu" or not 0 <= value < num_classes:
-        raise InputError(
-            f'onehot: "{key}" is {example[key]!r}, not a whole number from 0 to {num_classes - 1}'
-        )
-    vector = np.zeros(num_classes, np.float32)
-    vector[value] = 1
-    return {**example, key: vector}
 
 
 def value_range(low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
@@ -136,7 +111,6 @@ _OPS = types.MappingProxyType(
             image_ops.rotate,
             randaug,
             three_augment,
-            onehot,
             targets.pad_boxes,
             targets.semantic,
             targets.pad_segments,

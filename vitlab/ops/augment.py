@@ -278,9 +278,8 @@ def random_erasing(
     probability: float,
     area: tuple[float, float] = (0.02, 1 / 3),
     ratio: tuple[float, float] = (0.3, 1 / 0.3),
-    mode: str = "pixel",
 ) -> Array:
-    """Replaces one rectangle of an image by noise or zeros (Zhong et al. 2017, timm's rule).
+    """Replaces one rectangle of an image by noise (Zhong et al. 2017, timm's rule).
 
     Args:
       images: f32[batch, height, width, channels], normalised: the fill has mean 0 and variance 1.
@@ -288,30 +287,25 @@ def random_erasing(
       probability: that an example is erased at all.
       area: the range of the erased fraction of the image, uniform.
       ratio: the range of height / width of the rectangle, uniform in the logarithm.
-      mode: "pixel" fills with normal noise drawn for each pixel and channel, "const" with 0.
 
     Returns:
-      f32[batch, height, width, channels]. A rectangle as high or as wide as the image is drawn
-      again, up to ten times; after that the image stays whole.
+      f32[batch, height, width, channels], with normal noise for each pixel and channel of the
+      rectangle. One as high or as wide as the image is drawn again, up to ten times; after that the
+      image stays whole.
 
     Raises:
-      InputError: the probability, a range or the mode is not one of the above.
+      InputError: the probability or a range is not one of the above.
     """
     _check_probability("random_erasing: probability", probability)
     if not 0 < area[0] <= area[1] <= 1:
         raise InputError(f"random_erasing: area {area} must be (low, high) with 0 < low, high <= 1")
     if not 0 < ratio[0] <= ratio[1]:
         raise InputError(f"random_erasing: ratio {ratio} must be (low, high) with 0 < low <= high")
-    if mode not in ("pixel", "const"):
-        raise InputError(f'random_erasing: mode {mode!r} must be "pixel" or "const"')
 
     def erase(image, key):
         box_key, fill_key = jax.random.split(key)
         inside = _erased_pixels(box_key, image.shape[:2], probability, area, ratio)
-        if mode == "pixel":
-            fill = jax.random.normal(fill_key, image.shape, jnp.float32).astype(image.dtype)
-        else:
-            fill = jnp.zeros_like(image)
+        fill = jax.random.normal(fill_key, image.shape, jnp.float32).astype(image.dtype)
         return jnp.where(inside[:, :, None], fill, image)
 
     return jax.vmap(erase)(images, keys)

@@ -152,10 +152,6 @@ class Classification:
             raise InputError(
                 "config.data.source has no labels but boxes: it is for task 'detection'"
             )
-        if batch["label"].ndim != 1:
-            raise InputError(
-                "classification needs integer labels: leave onehot out of config.data.preprocess"
-            )
         c = self.augment_config
         images = batch["image"].astype(jnp.float32) / 255.0
 
