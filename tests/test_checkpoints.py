@@ -115,6 +115,24 @@ def test_an_interrupted_save_does_not_count_and_is_cleared(saved, state):
     assert (saved / "checkpoints" / "mine").exists()
 
 
+def test_an_old_one_that_cannot_be_deleted_stops_nothing(tmp_path, state, monkeypatch):
+    """On NFS a file that another program has open leaves its folder not empty."""
+
+    def busy(path, missing_ok=False):
+        raise OSError(39, "Directory not empty")
+
+    lines = []
+    writer = checkpoints.Writer(tmp_path / "checkpoints", keep=1, log=lines.append)
+    monkeypatch.setattr(type(writer.directory), "rmtree", busy)
+    for step in (1, 2):
+        writer.save(step, state, {}, best_step=None)
+        assert writer.wait()
+    writer.close()
+    assert steps(tmp_path) == [2]
+    assert len(lines) == 1
+    assert "00000001 could not be deleted: " in lines[0]
+
+
 def test_no_room_keeps_the_older_ones_and_says_how_much_is_needed(saved, state, monkeypatch):
     lines = []
     usage = checkpoints.shutil.disk_usage("/")._replace(free=1000)

@@ -17,7 +17,7 @@ from PIL import Image
 
 from vitlab import checkpoints
 from vitlab.main import main
-from vitlab.training import journal
+from vitlab.training import journal, lock
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = {
@@ -57,7 +57,8 @@ def unbroken(tmp_path_factory):
 def test_a_working_directory_holds_everything(unbroken):
     names = {p.name for p in unbroken.iterdir()}
     assert names == {
-        "checkpoints", "config.json", "metrics.jsonl", "report", "result.json", "tensorboard"
+        ".lock", "checkpoints", "config.json", "metrics.jsonl", "report", "result.json",
+        "tensorboard",
     }  # fmt: skip
     config = json.loads((unbroken / "config.json").read_text())
     assert config["optimizer"]["args"] == {}  # defaults are written out
@@ -107,6 +108,9 @@ def test_a_finished_run_says_so_and_another_config_is_refused(unbroken, capsys):
         capsys.readouterr().err
     )
     assert result(unbroken) == before
+    with lock.held(unbroken):  # as by another process
+        assert main(arguments(unbroken)) == 2
+    assert "another run is in it now" in capsys.readouterr().err
 
 
 @pytest.mark.slow

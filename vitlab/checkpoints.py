@@ -133,7 +133,7 @@ class Writer:
         if jax.process_index() == 0:
             for path in self.directory.iterdir():
                 if path.name.isdigit() and not (path / "manifest.json").exists():
-                    path.rmtree()  # an interrupted write
+                    self._remove(path)  # an interrupted write
         self._orbax = ocp.AsyncCheckpointer(_handler())
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._pending: concurrent.futures.Future | None = None
@@ -177,7 +177,7 @@ class Writer:
             self._orbax.save(path / "arrays", args=ocp.args.PyTreeSave(arrays))
         except (OSError, ValueError, RuntimeError) as e:
             self._failed(step, str(e), needed)
-            _remove(path)
+            self._remove(path)
             return
         self._pending = self._thread.submit(self._finish, path, step, dict(meta), best_step, needed)
 
@@ -208,15 +208,25 @@ class Writer:
                 _write_durably(path / "manifest.json", json.dumps(manifest, indent=1))
         except (OSError, ValueError, RuntimeError) as e:
             self._failed(step, str(e), needed)
-            _remove(path)
+            self._remove(path)
             return False
         if jax.process_index() == 0:
             # Later ones than this were damaged: the run went on from one before them.
             steps = [c.step for c in list_checkpoints(self.directory)]
             wanted = {*[s for s in steps if s <= step][-self.keep :], best_step}
             for unwanted in set(steps) - wanted:
-                _remove(self.directory / f"{unwanted:08d}")
+                self._remove(self.directory / f"{unwanted:08d}")
         return True
+
+    def _remove(self, path: epath.Path) -> None:
+        """Deletes a checkpoint, manifest first, so that a crash midway leaves no half that counts;
+        what cannot be deleted, as on NFS while another program reads it, is no reason to stop."""
+        if jax.process_index() == 0 and path.exists():
+            try:
+                (path / "manifest.json").unlink(missing_ok=True)
+                path.rmtree(missing_ok=True)
+            except OSError as e:
+                self.log(f"{path} could not be deleted: {_short(str(e))}")
 
     def _failed(self, step: int, reason: str, needed: int | None = None) -> None:
         room = f"; it needs {_size(needed)} of room" if needed else ""
@@ -346,13 +356,6 @@ def _write_durably(file: epath.Path, text: str) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     partial.replace(file)
-
-
-def _remove(path: epath.Path) -> None:
-    """Deletes a checkpoint, manifest first, so that a crash midway leaves no half that counts."""
-    if jax.process_index() == 0 and path.exists():
-        (path / "manifest.json").unlink(missing_ok=True)
-        path.rmtree(missing_ok=True)
 
 
 def _size(size: int) -> str:

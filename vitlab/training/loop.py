@@ -17,7 +17,7 @@ from rich.console import Console
 
 from vitlab import checkpoints, distributed
 from vitlab.errors import DivergedError, StoppedError
-from vitlab.training import footprint, parallelism, report
+from vitlab.training import footprint, lock, parallelism, report
 from vitlab.training.alarms import COLLAPSED
 from vitlab.training.evaluator import Evaluator, FeatureEvaluator
 from vitlab.training.feeding import FromDevice, FromHost
@@ -58,15 +58,16 @@ def train(
     began = time.monotonic() if began is None else began
     setup = Setup(config)
     workdir = workdir or pathlib.Path("runs") / f"{name}-{setup.hash}"
-    finished = setup.claim(workdir)
-    if finished:
-        console.print(
-            f"{workdir} is finished at step {finished['step']}; nothing to do",
-            soft_wrap=True,
-            highlight=False,
-        )
-        return finished
-    return _Run(setup, workdir, name, console, began).run()
+    with lock.held(workdir):
+        finished = setup.claim(workdir)
+        if finished:
+            console.print(
+                f"{workdir} is finished at step {finished['step']}; nothing to do",
+                soft_wrap=True,
+                highlight=False,
+            )
+            return finished
+        return _Run(setup, workdir, name, console, began).run()
 
 
 class _Run:

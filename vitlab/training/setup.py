@@ -190,7 +190,8 @@ class Setup:
         return state.replace(totals=jax.device_put(self._zero_totals, whole))
 
     def claim(self, workdir: pathlib.Path) -> dict[str, Any] | None:
-        """Makes the working directory this config's own; one in which nothing ran yet is free.
+        """Makes a working directory (made already) this config's own; one where nothing ran yet
+        is free.
 
         Returns:
             The `result.json` of a run that is finished, or None.
@@ -201,11 +202,6 @@ class Setup:
         path = workdir / "config.json"
         result = workdir / "result.json"
         try:
-            if jax.process_index() == 0:
-                workdir.mkdir(parents=True, exist_ok=True)
-            distributed.wait_for_all("the working directory is there")
-            if not distributed.all_of(workdir.is_dir()):
-                raise InputError(f"--workdir {workdir} must be one that every process sees")
             began = (workdir / "metrics.jsonl").exists()
             if began or checkpoints.list_checkpoints(workdir / "checkpoints"):
                 theirs = json.loads(path.read_text())
