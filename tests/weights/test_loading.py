@@ -294,3 +294,39 @@ def test_rotary_periods_of_a_file_are_its_own(tmp_path):
     assert load(ref.write(tmp_path / "a", arrays), num_heads=3).module.rope_periods is None
     path = ref.write(tmp_path / "b", {**arrays, name: rounded})
     assert load(path, num_heads=3).module.rope_periods == tuple(rounded.tolist())
+
+
+@pytest.fixture
+def torch_file(deit, monkeypatch):
+    """The file of weights with other things in it, as `open_file` would find them in a `.pth`."""
+    path = deit[1]()
+    flat, _ = open_file(path)
+
+    def write(holds):
+        monkeypatch.setattr(loading, "open_file", lambda path: (holds(flat), {}))
+        return path
+
+    return write
+
+
+def test_a_moving_average_is_preferred_and_the_part_is_told(torch_file):
+    """As timm's `load_checkpoint` does."""
+    for average in ("state_dict_ema", "model_ema"):
+        path = torch_file(lambda flat, key=average: {"state_dict": {}, "model": {}, key: flat})
+        assert str(load(path).report) == f"36 keys used of the part {average}"
+    path = torch_file(lambda flat: {"state_dict": flat, "state_dict_ema": {}})
+    assert load(path, part="state_dict").report.part == "state_dict"
+
+
+def test_a_tensor_beside_the_model_is_no_part_of_it(torch_file):
+    """As `best_acc1` in what pytorch/examples' imagenet/main.py saves."""
+    path = torch_file(lambda flat: {"state_dict": flat, "best_acc1": flat["norm.weight"]})
+    assert load(path).report.part == "state_dict"
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod."])
+def test_what_wraps_a_model_stands_before_all_names(torch_file, prefix):
+    path = torch_file(lambda flat: {"state_dict": {prefix + k: v for k, v in flat.items()}})
+    loaded = load(path)
+    assert loaded.format == "timm"
+    assert f"{prefix}norm.weight" in loaded.report.used

@@ -30,15 +30,17 @@ class LoadReport:
         unused: keys that are of no use to the model: why.
         missing: parameters of the model that the file lacks, freshly initialised: a head for
             other classes.
+        part: of a `.pth` that holds several things, the one that they are of.
     """
 
     used: tuple[str, ...]
     resized: tuple[str, ...]
     unused: Mapping[str, str]
     missing: tuple[str, ...]
+    part: str = ""
 
     def __str__(self) -> str:
-        lines = [f"{len(self.used)} keys used"]
+        lines = [f"{len(self.used)} keys used" + f" of the part {self.part}" * bool(self.part)]
         if self.resized:
             lines.append(f"{len(self.resized)} resized: {', '.join(self.resized)}")
         reasons: dict[str, list[str]] = {}
@@ -123,7 +125,7 @@ def fill(
         flat[name] = np.zeros(expected[name].shape, np.float32)
     flat = {name: flat[name] for name in expected}
     unique = tuple(dict.fromkeys(used))
-    return flat, LoadReport(unique, tuple(resized), unused, missing)
+    return flat, LoadReport(unique, tuple(resized), unused, missing, source.part)
 
 
 def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import re
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -18,8 +18,12 @@ from vitlab.weights.formats import Source, recognise
 from vitlab.weights.hub import Found, find
 from vitlab.weights.table import Match, match
 
-# Names of what is of use in a `.pth` that holds several things, in the order of preference.
-PARTS = ("model", "state_dict", "teacher", "model_state_dict")
+# Names of what is of use in a `.pth` that holds several things, in the order of preference: as timm
+# has it, a moving average first.
+PARTS = ("state_dict_ema", "model_ema", "model", "state_dict", "teacher", "model_state_dict")
+# What stands before all names of a model that another one wraps: of torch.compile, of torch's
+# parallelism, and of Lightning, whose modules call it so.
+_WRAPPERS = ("_orig_mod.", "module.", "model.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +68,8 @@ def load(name: str, /, **hints: Any) -> Loaded:
         name: safetensors, npz or a `.pth`, whatever its ending; behind a colon a part of an npz.
         **hints:
             format: one of `vitlab.weights.formats.FORMATS` by its name.
-            part: of a `.pth` that holds several things, such as "student".
+            part: of a `.pth` that holds several things, such as "student"; else the first of
+                `PARTS` that is there.
             grid: rows and columns of the position table, where it is no square.
             image_size: pixels, a number or (height, width), of its images: the position table is
                 resized as its source would. Default: that of the table, or 224. What fills no
@@ -163,9 +168,9 @@ def _opened(
         licence = licence or said.get("license", "")
     nested = [key for key, value in tensors.items() if not isinstance(value, Tensor)]
     path = ""
-    if named or len(nested) == len(tensors):
-        known = [key for key in PARTS if key in nested] or nested
-        path = named or (known[0] if known else "")
+    known = [key for key in PARTS if key in nested]
+    if named or known or len(nested) == len(tensors):
+        path = named or next(iter(known or nested), "")
         if path not in tensors or isinstance(tensors[path], Tensor):
             raise InputError(f"{found.where} has no part {path!r}: {', '.join(nested) or 'none'}")
         tensors = tensors[path]
@@ -178,10 +183,11 @@ def _opened(
         }
         if not flat:
             raise InputError(f"{found.where} has no part {part!r}")
+    origin = _unwrapped(flat)
     return Source(
         found.where,
-        flat,
-        {name: name for name in flat},
+        {short: flat[name] for short, name in origin.items()},
+        origin,
         found.config,
         found.preprocessor,
         grid,
@@ -189,6 +195,18 @@ def _opened(
         path,
         found.config.get("pretrained_cfg", {}).get("license") or licence,
     )
+
+
+def _unwrapped(names: Collection[str]) -> dict[str, str]:
+    """The names without what stands before all of them, and the whole ones."""
+    origin = {name: name for name in names}
+    while origin:
+        first = next(iter(origin))
+        prefix = next((each for each in _WRAPPERS if first.startswith(each)), "")
+        if not prefix or not all(name.startswith(prefix) for name in origin):
+            return origin
+        origin = {short.removeprefix(prefix): name for short, name in origin.items()}
+    return origin
 
 
 def _module(

@@ -175,7 +175,6 @@ RESNET = Format(
     name="resnet",
     title="timm and torchvision ResNet",
     signs=("conv1.weight", "bn1.running_mean", "layer1.0.conv1.weight"),
-    prefixes=("", "module."),
     fields=resnet_fields,
     rules=resnet_rules,
     preprocess=_resnet_preprocess,

@@ -43,6 +43,8 @@ POOLS = {"token": "cls", "avg": "gap", "map": "map", "": "none"}
 PLAIN_BICUBIC = {"antialias": False}
 # Of timm's configs where they say nothing.
 CROP = {"crop_pct": 0.9, "interpolation": "bicubic", "mean": (0.5,) * 3, "std": (0.5,) * 3}
+# Where DeiT's and DeiT III's own files have the model.
+_DEIT = ("model", "model_ema")
 IMAGENET_CROP = {**CROP, "mean": preprocessing.IMAGENET[0], "std": preprocessing.IMAGENET[1]}
 
 
@@ -307,13 +309,13 @@ def dinov3_heads(width: int) -> int | None:
 
 
 def _preprocess(source: Source, size: tuple[int, int]) -> tuple[str, bool]:
-    crop = {**IMAGENET_CROP, "crop_pct": 0.875} if source.part == "model" else CROP
+    crop = {**IMAGENET_CROP, "crop_pct": 0.875} if source.part in _DEIT else CROP
     return preprocessing.of_timm(crop)(source, size)
 
 
 def _resize(source: Source) -> dict[str, Any]:
-    # DeiT's and DeiT III's own files have the model below "model"; torch resized their positions.
-    return PLAIN_BICUBIC if source.part == "model" else {}
+    # Torch resized their positions.
+    return PLAIN_BICUBIC if source.part in _DEIT else {}
 
 
 _GAMMAS = ((r"\.gamma_([12])$", r".ls\1.gamma"),)
@@ -323,7 +325,6 @@ TIMM = Format(
     title="timm ViT, DeiT, DeiT III",
     signs=("patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "pos_embed"),
     absent=("mask_token", "dist_token", "rope_embed.periods"),
-    prefixes=("", "module."),
     aliases=_GAMMAS,
     fields=vit_fields,
     rules=vit_rules,
