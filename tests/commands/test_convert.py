@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from tests.deploy.models import make, write_run
 from tests.weights import reference as ref
 from vitlab.commands.cli import main
 from vitlab.weights import load
@@ -69,6 +70,9 @@ def test_inspect_takes_hints(tmp_path, capsys):
     assert "16 x 40" in out
     assert "1 resized: pos_embed" in out
     assert "1 unused, of the pretraining: mask_token" in out
+    for grid in ("3", "(3,3)"):
+        assert main(["convert", "--inspect", str(path), "--num_heads", "3", "--grid", grid]) == 0
+        assert "24 x 24" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -97,6 +101,21 @@ def test_mistakes_are_one_line_and_exit_2(capsys, tmp_path, hf_vit, arguments, m
     assert len(captured.err.strip().splitlines()) == 1
     assert "Traceback" not in captured.err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["hf_vit"]
+
+
+def test_a_backbone_out_of_a_run_whose_preprocessing_nobody_else_has(tmp_path, capsys):
+    """Of a detector; and of a pretraining that evaluated nothing, whose own is random."""
+    for name, evaluated in (("detector", True), ("pretrained", False)):
+        run = tmp_path / name
+        write_run(run, make("detection"))
+        config = json.loads((run / "config.json").read_text())
+        config["evaluators"] = config["evaluators"] if evaluated else {}
+        (run / "config.json").write_text(json.dumps(config))
+        assert main(["convert", "--inspect", str(run)]) == 0
+        lines = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines())
+        assert (lines["images"], lines["preprocessing"]) == ("32 x 48", "not known")
+        assert main(["convert", str(run), str(tmp_path / f"{name}_timm"), "--to", "timm"]) == 0
+        assert "note: preprocessing is not known" in capsys.readouterr().out
 
 
 def test_a_pickle_in_disguise_runs_nothing(capsys, tmp_path):

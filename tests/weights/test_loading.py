@@ -81,6 +81,17 @@ def test_hints(deit):
     assert load(path, grid=(2, 3), num_heads=3).image_size == (16, 24)
 
 
+def test_timm_s_preprocessing_of_images_that_are_no_square_is_not_stated(deit):
+    """It resizes them until both sides are long enough, which no op here does."""
+    path = deit[1]()
+    config = json.loads((path.parent / "config.json").read_text())
+    for mode, square, wide in (("center", True, False), ("squash", True, True)):
+        config["pretrained_cfg"] |= {"crop_pct": 0.9, "crop_mode": mode}
+        (path.parent / "config.json").write_text(json.dumps(config))
+        assert load(path, image_size=(24, 24)).preprocessing_stated == square
+        assert load(path, image_size=(16, 24)).preprocessing_stated == wide
+
+
 def test_other_classes_have_a_new_head_and_none_have_none(deit):
     tensors, write = deit
     path = write()

@@ -134,5 +134,28 @@ def test_strings_survive_the_way_through_a_config(text):
 def test_what_has_no_equal_elsewhere():
     with pytest.raises(InputError, match="rotate has no equal elsewhere"):
         preprocessing.as_timm("decode|rotate(10)|value_range(-1,1)")
+    for steps in ("central_crop(224)|resize(224)", "central_crop(224)", "resize(9)|resize(8)"):
+        for write in (preprocessing.as_timm, preprocessing.as_hugging_face):
+            with pytest.raises(InputError, match="no equal elsewhere, where images are resized"):
+                write(f"decode|{steps}|value_range(-1,1)")
+    with pytest.raises(InputError, match="timm has no cut of 24 x 32"):
+        preprocessing.as_timm("decode|resize_small(36)|central_crop((24,32))|value_range(-1,1)")
     with pytest.raises(InputError, match="transformers has no image processor for"):
         preprocessing.as_hugging_face("decode|resize(256)|central_crop(224)|value_range(-1,1)")
+
+
+def test_strings_that_make_the_same_pixels_are_alike():
+    one = "decode|resize(24,antialias=True)|value_range(-1,1)"
+    for same in (
+        'decode(3)|grey_to_rgb|resize((24,24),"bilinear",True)|normalize(mean=0.5,std=0.5)',
+        'decode|resize(24,antialias=True)|central_crop(24,"even")|normalize("half")',
+    ):
+        assert preprocessing.alike(one, same)
+    for other in (
+        "decode|resize(24)|value_range(-1,1)",
+        'decode|resize(24,"bicubic",True)|value_range(-1,1)',
+        "decode|resize_small(24,antialias=True)|value_range(-1,1)",
+        "decode|resize(24,antialias=True)|value_range(0,1)",
+        "decode|resize(24,antialias=True)|central_crop(16)|value_range(-1,1)",
+    ):
+        assert not preprocessing.alike(one, other)

@@ -131,6 +131,14 @@ def test_json_files_beside_the_weights(tmp_path):
     assert processor["image_processor_type"] == "BitImageProcessor"
     assert processor["crop_size"] == {"height": 24, "width": 24}
     assert processor["size"] == {"shortest_edge": 27}
+    for form, theirs in (("timm", 'central_crop(24,"even")'), ("hf-vit", "central_crop(24)")):
+        text = "decode|resize_small(27)|central_crop(24)|value_range(-1,1)"
+        saved = save(
+            tmp_path / f"area-{form}", loaded.module, loaded.variables, form, (24, 24), text
+        )
+        assert (
+            f'{form} has decode|resize_small(27,"bilinear",True,"down")|{theirs}' in saved.notes[-1]
+        )
     _, processor = written("hf2", "hf-vit", "decode|resize(24)|value_range(-1,1)")
     assert processor["size"] == {"height": 24, "width": 24}
     assert load(tmp_path / "timm").classes == tuple(classes)

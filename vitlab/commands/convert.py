@@ -137,7 +137,9 @@ def card_text(loaded: Any, name: str) -> str:
 
     known = card(loaded, name)
     titles = {form.name: form.title for form in FORMATS}
-    stated = "" if known["preprocessing_stated"] else ", which no file says"
+    preprocessing = known["preprocessing"] or "not known"
+    if known["preprocessing"] and not known["preprocessing_stated"]:
+        preprocessing += ", which no file says"
     height, width = known["image_size"]
     lines = {
         "weights": name,
@@ -145,7 +147,7 @@ def card_text(loaded: Any, name: str) -> str:
         "model": known["model"],
         "parameters": f"{known['parameters']:,}",
         "images": f"{height} x {width}",
-        "preprocessing": f"{known['preprocessing']}{stated}",
+        "preprocessing": preprocessing,
         "classes": f"{known['classes']:,}" if known["classes"] else "none",
         "licence": known["licence"] or "not stated in the file",
         "keys": known["keys"].replace("\n", f"\n{'':15}"),
@@ -188,17 +190,22 @@ def _of_run(name: str) -> Any:
     if hasattr(module, "backbone"):
         module = module.backbone
         variables = {key: tree["backbone"] for key, tree in variables.items() if "backbone" in tree}
+    # That of training cuts and distorts at random.
     evaluators = trained.experiment.evaluators.values()
-    preprocess = next((e.preprocess for e in evaluators), trained.experiment.data.preprocess)
-    size = _size_after(Preprocess.parse(preprocess))
+    preprocess = next((e.preprocess for e in evaluators), "")
+    parsed = preprocess and Preprocess.parse(preprocess)
+    size = trained.image_size or (parsed and _size_after(parsed))
     table = names_of(variables).get("position_embedding/table")
     if table is not None:
         size = tuple(side * module.patch_size for side in table.shape[:2])
-    if size is None:
-        raise InputError(f"{name}: {preprocess} does not tell the size of its images")
+    if not size:
+        raise InputError(f"{name}: {preprocess or 'the run'} does not tell the size of its images")
+    if parsed and (parsed.boxes or parsed.segments):
+        preprocess = ""  # of the whole model; no library has its like for a backbone
     report = LoadReport(tuple(names_of(variables)), (), {}, ())
     classes = trained.classes if getattr(module, "num_classes", None) else ()
-    return Loaded(module, variables, preprocess, report, "run", size, True, classes, "")
+    stated = bool(preprocess)
+    return Loaded(module, variables, preprocess, report, "run", size, stated, classes, "")
 
 
 def _size_after(preprocess: Any) -> tuple[int, int] | None:

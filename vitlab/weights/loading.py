@@ -70,7 +70,7 @@ def load(name: str, /, **hints: Any) -> Loaded:
             format: one of `vitlab.weights.formats.FORMATS` by its name.
             part: of a `.pth` that holds several things, such as "student"; else the first of
                 `PARTS` that is there.
-            grid: rows and columns of the position table, where it is no square.
+            grid: of the position table, a number or (rows, columns), where shapes do not tell.
             image_size: pixels, a number or (height, width), of its images: the position table is
                 resized as its source would. Default: that of the table, or 224. What fills no
                 whole patch is left out, as the sources do.
@@ -85,9 +85,8 @@ def load(name: str, /, **hints: Any) -> Loaded:
             key that nothing accounts for.
     """
     found, part = find(str(name))
-    size = _positive(hints.pop("image_size", None), int | tuple[int, int] | None, "image_size")
-    size = (size, size) if isinstance(size, int) else size
-    grid = _positive(hints.pop("grid", None), tuple[int, int] | None, "grid")
+    size = _sides(hints.pop("image_size", None), "image_size")
+    grid = _sides(hints.pop("grid", None), "grid")
     num_classes = coerce(hints.pop("num_classes", None), int | None, "hint num_classes")
     if (num_classes or 0) < 0:
         raise InputError(f"hint num_classes is {num_classes}: it cannot be negative")
@@ -145,9 +144,11 @@ def _understood(where: str) -> Iterator[None]:
         ) from e
 
 
-def _positive(value: Any, kind: Any, hint: str) -> Any:
-    value = coerce(value, kind, f"hint {hint}")
-    if value is not None and min(value if isinstance(value, tuple) else (value,)) < 1:
+def _sides(value: Any, hint: str) -> tuple[int, int] | None:
+    """Height and width, which one number may stand for."""
+    value = coerce(value, int | tuple[int, int] | None, f"hint {hint}")
+    value = (value, value) if isinstance(value, int) else value
+    if value is not None and min(value) < 1:
         raise InputError(f"hint {hint} is {value}: it must be positive")
     return value
 

@@ -54,7 +54,8 @@ def squash(
 
 
 def timm(config: Mapping[str, Any], size: tuple[int, int]) -> str:
-    """That of timm's `transforms_imagenet_eval`, for a `pretrained_cfg`.
+    """That of timm's `transforms_imagenet_eval`, for a `pretrained_cfg`. Images that are no square
+    it resizes by the side that is too short and cuts; here they are squeezed.
 
     Args:
         config: with `crop_pct`, `crop_mode`, `interpolation`, `mean`, `std`; each may be missing.
@@ -153,8 +154,10 @@ def of_timm(default: Mapping[str, Any]):
 
     def preprocess(source, size):
         config = source.config.get("pretrained_cfg") or {}
-        stated = "crop_pct" in config and config.get("crop_mode") != "border"
-        return timm({**default, **config}, size), stated
+        mode = config.get("crop_mode", "center")
+        # No op here is timm's cut of images that are no square, nor its border.
+        exact = mode == "squash" or (mode == "center" and size[0] == size[1])
+        return timm({**default, **config}, size), "crop_pct" in config and exact
 
     return preprocess
 
@@ -174,17 +177,22 @@ def of_hugging_face(default: Mapping[str, Any]):
 def as_timm(text: str) -> dict[str, Any]:
     """`pretrained_cfg` of a preprocessing string: mean and deviation, crop, interpolation.
 
-    timm has nothing but Pillow's filters: `area` becomes bilinear there.
+    timm has nothing but Pillow's filters: `area` becomes bilinear there; see `alike`.
+
+    Raises:
+        InputError: timm has no such steps.
     """
     resize, crop, interpolation, mean, std = _parts(text)
     squashed = isinstance(resize, tuple)
-    side = resize[0] if squashed else resize
+    if crop and crop[0] != crop[1] and not squashed:
+        raise InputError(f"timm has no cut of {crop[0]} x {crop[1]} like that of {text}")
     known = {"mean": mean, "std": std, "interpolation": interpolation}
-    if crop is None or not side:
+    if crop is None:
         return known | {"crop_pct": 1.0, "crop_mode": "squash"}
-    fraction = crop[0] / side
-    if math.floor(crop[0] / fraction) < side:  # timm rounds down
-        fraction = crop[0] / (side + 0.01)
+    sides = list(zip(crop, resize if squashed else (resize, resize), strict=True))
+    fraction = min(cut / side for cut, side in sides)
+    if any(math.floor(cut / fraction) < side for cut, side in sides):  # timm rounds down
+        fraction = min(cut / (side + 0.01) for cut, side in sides)
     return known | {"crop_pct": fraction, "crop_mode": "squash" if squashed else "center"}
 
 
@@ -218,27 +226,57 @@ def as_hugging_face(text: str) -> dict[str, Any]:
 
 def _parts(text: str) -> tuple[Any, tuple[int, int] | None, str, list[float], list[float]]:
     """Of a preprocessing string: the size after `resize` (a pair) or `resize_small` (a number), the
-    crop's, the interpolation, mean and deviation of three channels in units of 0 to 1."""
+    crop's, the interpolation, mean and deviation of three channels in units of 0 to 1.
+
+    Raises:
+        InputError: it is more than one resize, and after it one crop.
+    """
     parsed = Preprocess.parse(text)
     resize, crop, interpolation = None, None, "bilinear"
     for op in parsed.ops[:-1]:
         arguments = dict(op.arguments)
-        if op.name in ("resize", "resize_small"):
+        if op.name in ("resize", "resize_small") and resize is None:
             resize = arguments["size"]
             if op.name == "resize" and isinstance(resize, int):
                 resize = (resize, resize)
             interpolation = arguments["method"]
-        elif op.name == "central_crop" and arguments["size"] is not None:
+        elif op.name == "central_crop" and arguments["size"] and resize and not crop:
             crop = arguments["size"]
             crop = (crop, crop) if isinstance(crop, int) else crop
         elif op.name not in ("decode", "grey_to_rgb"):
-            raise InputError(f"{op.where} has no equal elsewhere")
+            raise InputError(
+                f"{op.where} has no equal elsewhere, where images are resized and then cut"
+            )
     interpolation = {"area": "bilinear"}.get(interpolation, interpolation)
     scale = np.broadcast_to(parsed.scale, 3).astype(float)
     shift = np.broadcast_to(parsed.shift, 3).astype(float)
     std = 1 / (255 * scale)
     mean = -shift * std
     return resize, crop, interpolation, *([round(float(v), 6) for v in x] for x in (mean, std))
+
+
+def alike(one: str, other: str) -> bool:
+    """Whether two preprocessing strings make the same pixels of any image of three channels."""
+    (steps, scale, shift), theirs = _essence(one), _essence(other)
+    same = np.allclose(scale, theirs[1], rtol=1e-4) and np.allclose(shift, theirs[2], atol=1e-4)
+    return steps == theirs[0] and same
+
+
+def _essence(text: str) -> tuple[list[Any], np.ndarray, np.ndarray]:
+    """The steps that change pixels, with sizes as pairs; scale and shift."""
+    parsed = Preprocess.parse(text)
+    steps: list[Any] = []
+    for op in parsed.ops[:-1]:
+        arguments = dict(op.arguments)
+        if arguments.get("size") is not None and op.name != "resize_small":
+            arguments["size"] = _sides(arguments["size"])
+        whole = op.name == "central_crop" and steps and steps[-1][0] == "resize"
+        if op.name in ("decode", "grey_to_rgb") or (
+            whole and steps[-1][1]["size"] == arguments["size"]
+        ):
+            continue
+        steps.append((op.name, arguments))
+    return steps, parsed.scale, parsed.shift
 
 
 def _filter(interpolation: str) -> str:

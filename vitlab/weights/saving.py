@@ -18,6 +18,7 @@ from vitlab.ops.positions import sincos_2d
 from vitlab.weights.filling import TABLE, names_of
 from vitlab.weights.formats import FORMATS, Format
 from vitlab.weights.loading import load
+from vitlab.weights.preprocessing import alike
 from vitlab.weights.table import match
 
 WRITTEN = {form.name: form for form in FORMATS if form.writes}
@@ -76,7 +77,7 @@ def save(
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".vitlab-") as folder:
             partial = pathlib.Path(folder, path.name)
             _write(partial, arrays, form.described(config, preprocessing, classes))
-            notes = _check(partial, form, module, flat)
+            notes = _check(partial, form, module, flat, preprocessing)
             partial.replace(path)
     except OSError as e:
         raise InputError(f"{e.filename or path}: {e.strerror or e}") from e
@@ -132,7 +133,11 @@ def _write(path: pathlib.Path, arrays: Mapping[str, np.ndarray], files: Mapping[
 
 
 def _check(
-    path: pathlib.Path, form: Format, module: nn.Module, flat: Mapping[str, np.ndarray]
+    path: pathlib.Path,
+    form: Format,
+    module: nn.Module,
+    flat: Mapping[str, np.ndarray],
+    preprocessing: str,
 ) -> list[str]:
     """That the file is read as the model that it was made of; what it says otherwise."""
     grid = flat[TABLE].shape[:2] if TABLE in flat else None
@@ -148,4 +153,8 @@ def _check(
         here, there = getattr(module, field), getattr(again.module, field)
         if here != there:
             notes.append(f"{field} is {here!r}, and {form.name} has {there!r}")
+    if path.is_dir() and not preprocessing:  # with json files, that is
+        notes.append("preprocessing is not known, and the files do not say it")
+    elif path.is_dir() and not alike(preprocessing, again.preprocessing):
+        notes.append(f"preprocessing is {preprocessing}, and {form.name} has {again.preprocessing}")
     return notes

@@ -58,9 +58,8 @@ def resnet_rules(model: ResNet) -> list[Rule]:
 
 
 def _resnet_preprocess(source: Source, size: tuple[int, int]) -> tuple[str, bool]:
-    config = source.config.get("pretrained_cfg")
-    if config:
-        return preprocessing.timm({**IMAGENET_CROP, **config}, size), "crop_pct" in config
+    if source.config.get("pretrained_cfg"):
+        return preprocessing.of_timm(IMAGENET_CROP)(source, size)
     # torchvision's IMAGENET1K_V1.
     return preprocessing.torchvision(size, round(max(size) * 256 / 224), "bilinear"), False
 
