@@ -79,7 +79,13 @@ def _damage_delete(directory):
     next(p for p in (directory / "arrays").rglob("*") if p.is_file()).unlink()
 
 
-@pytest.mark.parametrize("damage", [_damage_flip, _damage_truncate, _damage_delete])
+def _damage_manifest(directory):
+    (directory / "manifest.json").write_text("[]")
+
+
+@pytest.mark.parametrize(
+    "damage", [_damage_flip, _damage_truncate, _damage_delete, _damage_manifest]
+)
 def test_a_damaged_checkpoint_falls_back_and_says_so(saved, state, damage):
     damage(saved / "checkpoints" / "00000004")
     lines = []

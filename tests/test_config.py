@@ -159,6 +159,11 @@ def test_a_string_stays_a_string_when_overridden(config_file):
     assert config_lib.load(config_file, [("size", "16")])["size"] == "16"
 
 
+@pytest.mark.parametrize("text", ["{[1]: 2}", "{{1}}", "-" * 100_000 + "1", "[" * 5000])
+def test_what_no_literal_can_be_stays_text(text):
+    assert config_lib.parse_value(text) == text
+
+
 def test_the_hash_ignores_what_does_not_change_results():
     config = {"a": 1, "data": {"workers": 0, "source": "x"}, "logging": {"every": 5}}
     other = {"a": 1, "data": {"workers": 8, "source": "x"}, "logging": {"every": 7}}

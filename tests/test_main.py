@@ -227,6 +227,26 @@ def test_a_journal_that_cannot_be_read_is_one_line(unbroken, tmp_path, capsys):
     assert "metrics.jsonl" in errors
 
 
+def test_damaged_files_of_a_run_are_one_line(unbroken, tmp_path, capsys):
+    for file, text, message in (
+        ("result.json", "{", "result.json is damaged, it is no JSON"),
+        ("config.json", "[]", "config.json is damaged: it holds no object of keys"),
+        ("config.json", "{}", "belongs to another config"),
+    ):
+        workdir = tmp_path / file / text
+        shutil.copytree(unbroken, workdir)
+        (workdir / file).write_text(text)
+        assert main(arguments(workdir)) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+    # And as the start of another run.
+    workdir = tmp_path / "config.json" / "{}"
+    (workdir / "config.json").write_text("{")
+    assert main(arguments(tmp_path / "other", init_from=workdir)) == 2
+    assert "config.json is damaged, it is no JSON" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_run_that_cannot_fit_is_told_what_would(tmp_path, capsys, monkeypatch):
     from vitlab.training import parallelism
@@ -405,6 +425,7 @@ def test_bad_input_is_one_line_and_exit_2(tmp_path, capsys):
         "data.source=folder:/nowhere": "/nowhere",
         f"data.source=folder:{tmp_path / 'folder'}": "holds no image",
         "data.split=trian": "trian",
+        "data.workers=-1": "workers is -1 but must be 0 or a number of processes",
         "data.presize=-1": "presize is -1 but must be 0 or a number of pixels",
         "data.preprocess=decode(channels=1)|resize(9)|value_range(-1,1)": "9",
         "data.preprocess=decode|rezise(8)|value_range(-1,1)": "rezise",
@@ -413,6 +434,10 @@ def test_bad_input_is_one_line_and_exit_2(tmp_path, capsys):
         "init_from=/nowhere": "/nowhere does not exist",
         "optimizer.lrr=1": "did you mean 'lr'?",
         "optimizer.lr=fast": "config.optimizer.lr is 'fast' but must be a number",
+        "model.backbone={1: 8}": "config.model.backbone does not exist",
+        "logging={1: 8}": "config.logging.1 does not exist",
+        "model={[1]: 2}": "config.model is '{[1]: 2}' but must be a section of keys",
+        "optimizer={{1}}": "config.optimizer must be a section of keys, not '{{1}}'",
         "model.widht=8": "config.model.widht does not exist; did you mean 'width'?",
         "augment.mixup=-1": "config.augment: mixup is -1",
         "checkpoint.best=test/acuracy": "did you mean 'test/accuracy'?",
@@ -434,6 +459,9 @@ def test_bad_input_is_one_line_and_exit_2(tmp_path, capsys):
         error = capsys.readouterr().err
         assert (code, error.count("\n")) == (2, 1), (override, error)
         assert message in error, (override, error)
+    for flag in ("--workdir", "--coordinator", "--config"):
+        assert main([*arguments(tmp_path / "w"), f"{flag}="]) == 2
+        assert f"argument {flag} needs a value, such as" in capsys.readouterr().err
     assert main([*arguments("gs://bucket/run")]) == 2
     assert "a working directory is a local folder" in capsys.readouterr().err
     assert main(["--confg", "x"]) == 2

@@ -44,8 +44,27 @@ class Checkpoint:
     step: int
 
     def meta(self) -> dict[str, Any]:
-        """What was saved beside the arrays."""
-        return json.loads((self.path / "meta.json").read_text())
+        """What was saved beside the arrays; see `read_json`."""
+        return read_json(self.path / "meta.json")
+
+
+def read_json(path: os.PathLike) -> dict[str, Any]:
+    """What a JSON file of a working directory holds.
+
+    Raises:
+        InputError: it cannot be read, or is damaged.
+    """
+    path = epath.Path(path)
+    try:
+        found = json.loads(path.read_text())
+    except OSError as e:
+        reason = e.strerror or type(e).__name__
+        raise InputError(f"{path.parent} lacks its {path.name}: {reason}") from e
+    except (ValueError, RecursionError) as e:
+        raise InputError(f"{path} is damaged, it is no JSON: {e}") from e
+    if not isinstance(found, dict):
+        raise InputError(f"{path} is damaged: it holds no object of keys")
+    return found
 
 
 def list_checkpoints(directory: os.PathLike | str) -> list[Checkpoint]:
@@ -64,9 +83,9 @@ def verify(checkpoint: Checkpoint) -> None:
         DamagedError: a file is missing, or differs from the one that was written.
     """
     try:
-        manifest = json.loads((checkpoint.path / "manifest.json").read_text())
-    except ValueError as e:
-        raise DamagedError(f"{checkpoint.path / 'manifest.json'} is not readable") from e
+        manifest = read_json(checkpoint.path / "manifest.json")
+    except InputError as e:
+        raise DamagedError(str(e)) from e
     for name, digest in manifest.items():
         file = checkpoint.path / name
         if not file.exists():

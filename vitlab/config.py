@@ -188,10 +188,10 @@ def canonical(config: typing.Mapping[str, Any], leave_out: typing.Collection[str
     return json.dumps(keep(config, ""), sort_keys=True)
 
 
-def nearest(name: str, legal: typing.Iterable[str]) -> str:
+def nearest(name: Any, legal: typing.Iterable[str]) -> str:
     """`"; did you mean 'x'?"`, or the list of legal names where none is near."""
     legal = sorted(legal)
-    close = difflib.get_close_matches(name, legal, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(name), legal, n=1, cutoff=0.5)
     if close:
         return f"; did you mean {close[0]!r}?"
     return f"; choose from {', '.join(legal)}" if legal else "; there is nothing to choose from"
@@ -210,8 +210,8 @@ def parse_value(text: str, like: Any = None) -> Any:
         return text.lower() == "true"
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return text  # also of what no literal can be, such as {[1]: 2}, and of what is too deep
 
 
 def coerce(value: Any, kind: Any, where: str) -> Any:

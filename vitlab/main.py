@@ -125,9 +125,10 @@ def parse(argv: Sequence[str]) -> Command:
             )
         if not equals:
             value = next(arguments, None)
-            if value is None or value.startswith("--"):
-                example = _EXAMPLES.get(name, "VALUE")
-                raise InputError(f"argument {name} needs a value, such as {name}={example}")
+        # An override may be empty, and nothing else.
+        if value is None or (not equals and value.startswith("--")) or not (value or key):
+            example = _EXAMPLES.get(name, "VALUE")
+            raise InputError(f"argument {name} needs a value, such as {name}={example}")
         if name == "--config":
             command.spec = value
         elif name == "--workdir":

@@ -30,6 +30,13 @@ def test_a_line_that_a_crash_cut_short_is_left_out(tmp_path):
     assert [r["step"] for r in journal.read(path)] == [1, 6]
 
 
+def test_lines_after_a_damaged_one_are_left_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    for damaged in (b'{"step": 2, "a\xff": 1}', b"\0" * 40, b"3", b"[]", b'{"a": 1}'):
+        path.write_bytes(b'{"step": 1}\n' + damaged + b'\n{"step": 3}\n')
+        assert journal.read(path) == [{"step": 1}]
+
+
 def test_tensorboard_events_are_written(tmp_path):
     log = Journal(tmp_path, 0, tensorboard=True, wandb="", name="x")
     log.write(3, {"train/loss": 0.5})

@@ -49,7 +49,7 @@ def write(tmp_path):
          "is of another version of vitlab, .* no task 'captioning'"),
         ({"config": []}, "config.json is damaged: it holds no object of keys"),
         ({"config": '{"task": '}, "config.json is damaged, it is no JSON"),
-        ({"config": None}, "run is no working directory: .*config.json: No such file"),
+        ({"config": None}, "run lacks its config.json: No such file"),
         ({"meta": {"examples": 3}},
          "is of another version of vitlab, .*: .*00000001/meta.json lacks the key 'classes'"),
         ({"meta": '{"classes": ['}, "meta.json is damaged, it is no JSON"),

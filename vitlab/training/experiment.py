@@ -37,7 +37,7 @@ def not_in_hash(config: Mapping[str, Any]) -> tuple[str, ...]:
 
     def value(key):
         section, name = key.split(".")
-        return config[section].get(name, NEWER_KEYS[key])
+        return (config.get(section) or {}).get(name, NEWER_KEYS[key])
 
     return (*NOT_IN_HASH, *(key for key, before in NEWER_KEYS.items() if value(key) == before))
 
@@ -74,6 +74,8 @@ class DataConfig:
     cache: Literal["", "device"] = ""
 
     def __post_init__(self):
+        if self.workers < 0:
+            raise InputError(f"workers is {self.workers} but must be 0 or a number of processes")
         if self.presize < 0:
             raise InputError(f"presize is {self.presize} but must be 0 or a number of pixels")
 

@@ -68,12 +68,15 @@ class Journal:
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The records of a `metrics.jsonl`; a last line that a crash cut short is left out."""
+    """The records of a `metrics.jsonl`, up to one that a crash cut short or that is damaged."""
     records = []
     if path.exists():
-        for line in path.read_text().splitlines():
+        for line in path.read_bytes().splitlines():
             try:
-                records.append(json.loads(line))
+                record = json.loads(line)
             except ValueError:
                 break
+            if not isinstance(record, dict) or "step" not in record:
+                break
+            records.append(record)
     return records

@@ -197,14 +197,15 @@ class Setup:
             The `result.json` of a run that is finished, or None.
 
         Raises:
-            InputError: the directory belongs to another config, or cannot be written.
+            InputError: the directory belongs to another config, cannot be written, or its files
+                are damaged.
         """
         path = workdir / "config.json"
         result = workdir / "result.json"
         try:
             began = (workdir / "metrics.jsonl").exists()
             if began or checkpoints.list_checkpoints(workdir / "checkpoints"):
-                theirs = json.loads(path.read_text())
+                theirs = checkpoints.read_json(path)
                 differ = _differences(
                     *(
                         json.loads(config_lib.canonical(each, not_in_hash(each)))
@@ -216,7 +217,7 @@ class Setup:
                         f"{workdir} belongs to another config: "
                         f"{'; '.join(differ[:3])}. Give another --workdir"
                     )
-            finished = json.loads(result.read_text()) if result.exists() else None
+            finished = checkpoints.read_json(result) if result.exists() else None
             distributed.wait_for_all("the working directory is read")
             if jax.process_index() == 0:
                 partial = workdir / ".config.json"
@@ -224,8 +225,6 @@ class Setup:
                 partial.replace(path)
         except OSError as e:
             raise InputError(f"--workdir {e.filename or workdir}: {e.strerror or e}") from e
-        except json.JSONDecodeError as e:
-            raise InputError(f"{path} is no config: {e}") from e
         return finished
 
     def _totals(self, shape: TrainState) -> Any:

@@ -1,7 +1,6 @@
 """A finished or unfinished run, loaded again to be used."""
 
 import dataclasses
-import json
 import os
 import pathlib
 from typing import Any
@@ -79,11 +78,11 @@ def load_trained(path: os.PathLike | str) -> Trained:
     """
     checkpoint = checkpoints.locate(path)
     workdir = pathlib.Path(checkpoint.path).parents[1]
-    config = _json_object(workdir / "config.json", workdir)
-    meta_path = pathlib.Path(checkpoint.path) / "meta.json"
-    meta = _json_object(meta_path, workdir)
+    config = checkpoints.read_json(workdir / "config.json")
+    meta = checkpoint.meta()
     if not isinstance(meta.get("classes"), list):
-        raise InputError(f"{_other_version(workdir)}: {meta_path} lacks the key 'classes'")
+        where = checkpoint.path / "meta.json"
+        raise InputError(f"{_other_version(workdir)}: {where} lacks the key 'classes'")
     classes = tuple(meta["classes"])
     try:
         # On whatever devices there are now; and nothing is logged.
@@ -119,20 +118,6 @@ def load_trained(path: os.PathLike | str) -> Trained:
         variables=variables,
         ema=ema,
     )
-
-
-def _json_object(path: pathlib.Path, workdir: pathlib.Path) -> dict[str, Any]:
-    """What a JSON file of a working directory holds."""
-    try:
-        found = json.loads(path.read_text())
-    except OSError as e:
-        reason = e.strerror or type(e).__name__
-        raise InputError(f"{workdir} is no working directory: {path}: {reason}") from e
-    except ValueError as e:
-        raise InputError(f"{path} is damaged, it is no JSON: {e}") from e
-    if not isinstance(found, dict):
-        raise InputError(f"{path} is damaged: it holds no object of keys")
-    return found
 
 
 def _other_version(workdir: pathlib.Path) -> str:

@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -85,7 +84,7 @@ def read(name: os.PathLike | str, hints: Mapping[str, Any] | None = None) -> Ori
         hints: of `load`.
 
     Raises:
-        InputError: no checkpoint there, or a damaged one; see also `load`.
+        InputError: no checkpoint there, or a damaged one, or config.json is; see also `load`.
     """
     if is_published(str(name)):
         return _published(str(name), hints or {})
@@ -99,8 +98,8 @@ def read(name: os.PathLike | str, hints: Mapping[str, Any] | None = None) -> Ori
 
     variables = state.get("ema") or {"params": state["params"], **state.get("model_state", {})}
     path = checkpoint.path.parents[1] / "config.json"
-    config = json.loads(path.read_text()) if path.exists() else {}
-    classes = json.loads((checkpoint.path / "meta.json").read_text())["classes"]
+    config = checkpoints.read_json(path) if path.exists() else {}
+    classes = checkpoint.meta()["classes"]
     return Origin(names_of(variables), config.get("model", {}), config.get("task"), tuple(classes))
 
 
