@@ -87,15 +87,20 @@ def test_other_data_are_measured_whole_into_a_folder_of_their_own(run, tmp_path,
     # All of the split, of which "test" and "twin" measure a part each: on other data they are one.
     assert result["images"] == {"test": 12, "own": 12}
     # What an earlier evaluation drew is gone; what is not vitlab's stays.
-    (out / "report/test/old.png").write_text("")
-    (out / "report/notes.txt").write_text("")
+    result["files"]["test"] += ["old.png", "../../outside.png"]
+    (out / "result.json").write_text(json.dumps(result))
+    others = [out / name for name in ("report/notes.txt", "report/test/own.png", "outside.png")]
+    for path in (out / "report/test/old.png", *others):
+        path.write_text("")
     command = ["evaluate", str(run), "--out", str(out), "--split", "train[:3]"]
     assert vitlab([*command, "--batch_size", "2", "--json"]) == 0
     result = json.loads((out / "result.json").read_text())
     assert json.loads(capsys.readouterr().out) == result
     assert result["images"] == {"test": 3, "own": 3}
     assert not (out / "report/test/old.png").exists()
-    assert (out / "report/notes.txt").exists()
+    assert all(path.exists() for path in others)
+    assert "confusion.png" in result["files"]["test"]
+    assert (out / "report/test/confusion.png").exists()
     assert set(run.rglob("*")) == there
 
 

@@ -46,7 +46,8 @@ def measure(
     Returns:
         What `result.json` holds: `metrics` (`NAME/METRIC`), `step`, `evaluators` with what their
         defaults stood for, `images` counted and those that were `broken` of each, `seconds`,
-        `date`, `precision`, `versions`, `devices`.
+        `date`, `precision`, `versions`, `devices`, and the `files` in the folder of each evaluator,
+        which the next evaluation there deletes; it leaves all others alone.
 
     Raises:
         InputError: see `make_evaluator`; or the folder cannot be written, or is one of a run.
@@ -76,14 +77,19 @@ def measure(
             "precision": trained.experiment.dtype(),
             "versions": versions(),
             "devices": {"count": len(devices), "kind": devices[0].device_kind},
+            "files": {name: sorted(os.listdir(drawn / name)) for name in evaluators},
         }
         text = json.dumps(result, indent=1) + "\n"
         parts = [_section(each, metrics[name], drawn / name) for name, each in evaluators.items()]
         page = html_report(_report(trained, result, parts, text))
         (drawn / "index.html").write_text(page, encoding="utf-8")
         (drawn / "result.json").write_text(text)
+        for old in _written_before(out):
+            old.unlink()
         for name in sections:
-            _put(drawn / name, out / "report" / name)
+            (out / "report" / name).mkdir(exist_ok=True)
+            for new in (drawn / name).iterdir():
+                new.replace(out / "report" / name / new.name)
         (drawn / "index.html").replace(out / "report" / "index.html")
         (drawn / "result.json").replace(out / "result.json")
     return result
@@ -133,14 +139,15 @@ def _room(out: pathlib.Path) -> Iterator[pathlib.Path]:
         yield pathlib.Path(name)
 
 
-def _put(drawn: pathlib.Path, place: pathlib.Path) -> None:
-    """Moves the files of a folder into another, in place of those that such a one had before."""
-    place.mkdir(exist_ok=True)
-    for old in place.iterdir():
-        if old.suffix in (".png", ".json"):
-            old.unlink()
-    for new in drawn.iterdir():
-        new.replace(place / new.name)
+def _written_before(out: pathlib.Path) -> list[pathlib.Path]:
+    """What an earlier evaluation drew into a folder and is still there, as its result.json says."""
+    try:
+        files = json.loads((out / "result.json").read_text())["files"]
+        named = [out / "report" / name / file for name, each in files.items() for file in each]
+    except (OSError, ValueError, TypeError, LookupError, AttributeError):
+        return []  # none, one of another version, or no result of an evaluation
+    report = (out / "report").resolve()
+    return [path for path in named if path.is_file() and path.resolve().parent.parent == report]
 
 
 def _report(trained: Trained, result: dict[str, Any], parts: list[Section], text: str) -> Report:
