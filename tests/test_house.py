@@ -20,7 +20,7 @@ FLOORS = (
     ("weights",),
     ("tasks",),
     ("training", "deploy"),
-    ("main", "commands"),
+    ("main", "__main__", "commands"),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted((ROOT / "vitlab").rglob("*.py"))

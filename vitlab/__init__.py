@@ -16,7 +16,7 @@ def load(path: "os.PathLike | str", preprocess: str = "", **options) -> "Predict
     """What a run has learned, ready to be used: `vitlab.load("runs/flowers").predict("rose.jpg")`.
 
     Args:
-        path: a working directory, one of its checkpoints, or an exported .safetensors file.
+        path: a working directory, one of its checkpoints, or an exported safetensors file.
         preprocess: of the images; by default that of the run's first evaluator of its task.
         options: of `vitlab.deploy.predictor.Predictor`.
 
@@ -36,7 +36,8 @@ def load_model(path: "os.PathLike | str", preprocess: str = "") -> "Model":
     from vitlab.deploy import model as deployed
     from vitlab.training.trained import load_trained
 
-    if os.fspath(path).endswith(".safetensors"):
+    name = os.path.expanduser(path)
+    if name.endswith(".safetensors") or os.path.isfile(name):
         model = deployed.load_model(path)
         return dataclasses.replace(model, preprocess=preprocess or model.preprocess)
     trained = load_trained(path)

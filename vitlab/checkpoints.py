@@ -310,8 +310,12 @@ def locate(path: os.PathLike | str) -> Checkpoint:
         found = list_checkpoints(directory)
         if found:
             return found[-1]
-    what = "has no finished checkpoint in it" if path.exists() else "does not exist"
-    raise InputError(f"{path} {what}; give a working directory or one of its checkpoints/STEP")
+    if not path.exists():
+        raise InputError(f"{path} does not exist")
+    raise InputError(
+        f"{path} has no finished checkpoint in it; give a working directory or one of its "
+        "checkpoints/STEP"
+    )
 
 
 def _absolute(path: os.PathLike | str) -> epath.Path:

@@ -91,6 +91,13 @@ def test_the_version(capsys):
     assert capsys.readouterr().out == f"vitlab {vitlab.__version__}\n"
 
 
+@pytest.mark.parametrize("module", ["vitlab", "vitlab.commands.cli"])
+def test_it_is_a_module_too(module):
+    command = [sys.executable, "-m", module, "--version"]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (0, f"vitlab {vitlab.__version__}\n")
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [

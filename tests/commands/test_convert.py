@@ -80,7 +80,8 @@ def test_inspect_takes_hints(tmp_path, capsys):
     [
         ([], "needs a source, a destination and --to"),
         (["a", "b"], "needs a source, a destination and --to"),
-        (["nothing", "b", "--to", "timm"], "nothing"),
+        (["nothing.pth", "b", "--to", "timm"], "nothing.pth does not exist"),
+        (["--inspect", "nothing.pth", "--grid", "3"], "nothing.pth does not exist"),
         (["a", "b", "--to", "timm", "--heads", "3"], "argument --heads does not exist"),
         (["--inspect", "a", "b"], "takes a source and nothing else"),
         (["HF", "b", "--to", "onnx"], "--to is 'onnx' but must be timm, hf-vit or big_vision"),

@@ -117,7 +117,7 @@ def test_bad_input_is_one_line(run, tmp_path, capsys):
     other = write_images(tmp_path / "other", ("cat", "dog"))
     (tmp_path / "file").write_text("")
     for arguments, said in [
-        ([str(tmp_path / "none")], "none does not exist; give a working directory"),
+        ([str(tmp_path / "none")], "none does not exist\n"),
         ([str(run), "--source", flat], "--source does not exist"),
         ([str(run), "--data", flat], "'val' does not exist; to evaluate on the split train, add "
          "--split train"),

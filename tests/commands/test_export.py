@@ -84,6 +84,10 @@ def test_what_goes_wrong_is_one_line(run, tmp_path, capsys):
         ([run, "--format", "stablehlo", "--dtype", "int8"], "--dtype is 'int8'"),
         ([run, "--format", "stablehlo", "--tolerance", "much"], "--tolerance is 'much'"),
         ([run, "--format", "stablehlo", "--split", "nothing"], "nothing"),
+        *(
+            ([run, "--format", "onnx", "--unchecked", *given], f"leave it out, or {given[0]}")
+            for given in (["--data", "digits"], ["--split", "test"], ["--tolerance", "0.1"])
+        ),
         ([str(tmp_path), "--format", "stablehlo"], str(tmp_path)),
         ([run, "--format", "stablehlo", "--out", "/proc/none/x"], "/proc/none"),
     ]

@@ -84,6 +84,13 @@ def test_numbers_as_names_are_image_ids(runs, photos, tmp_path):
     assert [row["image_id"] for row in rows(out)] == [139, 42]
 
 
+def test_behind_two_dashes_a_name_may_begin_with_one(runs, photos, capsys, monkeypatch):
+    monkeypatch.chdir(photos)
+    (photos / "a.png").rename("-h")
+    assert main(["predict", runs["classification"], "--", "-h"]) == 0
+    assert capsys.readouterr().out.startswith("-h: ")
+
+
 def test_without_a_folder_there_are_lines(runs, photos, capsys):
     command = ["predict", runs["classification"], str(photos / "a.png"), "--tta", "flip"]
     assert main(command) == 0
@@ -110,7 +117,7 @@ def test_broken_images_are_told_and_the_others_are_done(runs, photos, tmp_path, 
 
 
 def test_a_safetensors_file_predicts_as_its_run(runs, photos, tmp_path):
-    path = tmp_path / "model.safetensors"
+    path = tmp_path / "model.bin"  # whatever it is called
     save_model(make("classification"), path)
     a, b = (vitlab.load(each).predict(photos / "a.png") for each in (runs["classification"], path))
     np.testing.assert_array_equal(a.probabilities, b.probabilities)
@@ -123,7 +130,8 @@ def test_what_goes_wrong_is_one_line(runs, photos, tmp_path, capsys):
         ([runs["detection"]], "needs IMAGE, such as vitlab predict runs"),
         ([runs["detection"], str(tmp_path / "empty")], "holds no image"),
         ([runs["detection"], "nothing.jpg"], "nothing.jpg does not exist"),
-        ([str(tmp_path / "empty"), str(photos)], "empty"),
+        ([str(tmp_path / "empty"), str(photos), "--out", str(tmp_path / "new")], "empty"),
+        ([str(photos / "a.png"), str(photos)], "a.png is damaged, or no safetensors file"),
         ([runs["detection"], str(photos), "--tta", "rotate"], "--tta is 'rotate' but must be flip"),
         ([runs["universal_segmentation"], str(photos), "--tta", "flip"], "two views of an image"),
         ([runs["detection"], str(photos), "--batch_size", "0"], "must be a whole number from 1 on"),
@@ -137,6 +145,7 @@ def test_what_goes_wrong_is_one_line(runs, photos, tmp_path, capsys):
         said = capsys.readouterr().err.splitlines()
         assert len(said) == 1, said
         assert line in said[0]
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_run_without_an_evaluator_of_its_task_needs_a_preprocessing(photos, tmp_path, capsys):
@@ -167,6 +176,7 @@ def test_a_command_that_fails_leaves_earlier_predictions(runs, photos, tmp_path)
     before = (out / "predictions.jsonl").read_text()
     assert before
     assert main([*command, "--tta", "flip"]) == 2
+    assert not list(out.glob(".*"))
     assert (out / "predictions.jsonl").read_text() == before
 
 

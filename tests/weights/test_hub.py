@@ -1,5 +1,6 @@
 """Names of published weights: files, folders and the hub's, whose network is not needed here."""
 
+import json
 import shutil
 
 import numpy as np
@@ -51,6 +52,14 @@ def test_without_a_network_one_line(cached, name, match):
     with pytest.raises(InputError, match=match) as error:
         load(name)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("mapped", [["a"], {"a": 3}, "a"])
+def test_an_index_of_pieces_that_names_none_is_one_line(tmp_path, mapped):
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": mapped}))
+    with pytest.raises(InputError, match="weight_map gives no names of files"):
+        load(tmp_path)
 
 
 def test_what_is_published_and_what_is_a_run(tmp_path):

@@ -150,6 +150,9 @@ def parse(verb: Verb, words: Sequence[str]) -> Given:
     given: dict[str, Any] = {}
     rest = iter(words)
     for word in rest:
+        if word == "--":  # all behind it are plain, such as -dash.jpg
+            plain += rest
+            break
         if not word.startswith("-") or word == "-":
             plain.append(word)
             continue

@@ -1,6 +1,7 @@
 """`vitlab VERB ...`: everything but training, which is `python -m vitlab.main`."""
 
 import importlib
+import itertools
 import sys
 from collections.abc import Sequence
 
@@ -73,9 +74,13 @@ def _run(argv: list[str]) -> int | None:
             raise InputError(f"{argv[0]} stands where a verb does: vitlab VERB {argv[0]}")
         raise InputError(f"there is no verb {argv[0]!r}{nearest(argv[0], VERBS)}")
     verb = importlib.import_module(f"vitlab.commands.{argv[0]}")
-    if {"-h", "--help"} & set(argv):
+    if {"-h", "--help"} & set(itertools.takewhile("--".__ne__, argv)):
         helped(help_text(verb.VERB))
         return 0
     given = parse(verb.VERB, argv[1:])
     with output(given.quiet, given.json) as out:
         return verb.run(given, out)
+
+
+if __name__ == "__main__":
+    sys.exit(console())

@@ -169,13 +169,15 @@ def described(module: Any) -> str:
 
 def _read(name: str, hints: dict[str, Any]) -> Any:
     """Published weights, or the backbone of a run's model."""
+    from vitlab import checkpoints
     from vitlab.weights.hub import is_published
     from vitlab.weights.loading import load
 
     if is_published(name):
         return load(name, **hints)
+    checkpoints.locate(name)
     if hints:
-        raise InputError(f"{name} is no file of weights: a run takes no --{next(iter(hints))}")
+        raise InputError(f"{name} is a run, which takes no --{next(iter(hints))}")
     return _of_run(name)
 
 

@@ -15,6 +15,8 @@ from vitlab.commands.terminal import Output
 from vitlab.errors import InputError
 from vitlab.training.exit_codes import failed
 
+_TOLERANCE = 0.1
+
 VERB = Verb(
     "export",
     ("WORKDIR --format FORMAT [--out FILE] [--OPTION VALUE ...]",),
@@ -50,8 +52,7 @@ VERB = Verb(
         Option(
             "tolerance",
             "POINTS",
-            "by how much the main metric may differ, in hundredths",
-            default=0.1,
+            f"by how much the main metric may differ, in hundredths; default {_TOLERANCE}",
             number=float,
         ),
         Option("unchecked", "", "does not measure, where there are no data"),
@@ -78,7 +79,11 @@ def run(given: Given, output: Output) -> int:
         InputError: anything in it is wrong, or the format cannot hold the model.
     """
     (path,), options = given.plain, given.options
-    to, dtype, tolerance = options["format"], options["dtype"], options["tolerance"]
+    to, dtype = options["format"], options["dtype"]
+    tolerance = options.get("tolerance", _TOLERANCE)
+    for name in ("data", "split", "tolerance"):
+        if "unchecked" in options and name in options:
+            raise InputError(f"--unchecked measures nothing: leave it out, or --{name}")
 
     import vitlab
     from vitlab.deploy.export import check_arguments, export

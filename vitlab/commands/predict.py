@@ -1,5 +1,6 @@
 """`vitlab predict`: what a run says of any images."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -84,8 +85,6 @@ def run(given: Given, output: Output) -> int:
     if out is not None and (out / "config.json").exists():
         raise InputError(f"--out {out} is a working directory: name another folder")
 
-    writer = _Writer(out, least) if out is not None else None
-
     import vitlab
 
     predictor = vitlab.load(
@@ -95,7 +94,8 @@ def run(given: Given, output: Output) -> int:
     names, ids = _names(files), _image_ids(files)
     found = predictor.stream(files, options["batch_size"], options.get("tta"))
     broken = 0
-    with output.progress(len(files)) as advance:
+    writing = _Writer(out, least) if out is not None else contextlib.nullcontext()
+    with writing as writer, output.progress(len(files)) as advance:
         for file, name, image_id, each in zip(files, names, ids, found, strict=True):
             advance()
             if isinstance(each.prediction, InputError):
@@ -110,8 +110,7 @@ def run(given: Given, output: Output) -> int:
                 writer.write(rows, name, each.image, each.prediction)
             output.text(f"{file}: {each.prediction.told(least)}")
             output.rows(rows)
-    if writer:
-        writer.close()
+    if out is not None:
         print(f"{len(files) - broken} of {len(files)} images are in {out}")
     if broken:
         verb = "is" if broken == 1 else "are"
@@ -124,7 +123,8 @@ _LARGEST = 16_384  # side of a picture, in pixels; a JPEG has no more than 65,50
 
 
 class _Writer:
-    """Writes predictions into a folder as they come."""
+    """Writes predictions into a folder as they come; what is there already of an earlier command
+    stays until there are all."""
 
     def __init__(self, out: pathlib.Path, least_score: float):
         self._out, self._least = out, least_score
@@ -145,10 +145,15 @@ class _Writer:
         if hasattr(prediction, "segments"):
             _mask_picture(prediction).save(self._place("masks", f"{name}.png"))
 
-    def close(self):
-        """Puts the rows in place of those of an earlier command, now that there are all."""
+    def __enter__(self):
+        return self
+
+    def __exit__(self, error, *_):
         self._rows.close()
-        (self._out / _UNFINISHED).replace(self._out / "predictions.jsonl")
+        if error is None:
+            (self._out / _UNFINISHED).replace(self._out / "predictions.jsonl")
+        else:
+            (self._out / _UNFINISHED).unlink(missing_ok=True)
 
     def _place(self, folder: str, name: str) -> pathlib.Path:
         path = self._out / folder / name

@@ -136,7 +136,7 @@ def load_model(path: os.PathLike | str) -> Model:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (safetensors.SafetensorError, ValueError) as error:
-        raise InputError(f"{path} is damaged: {error}") from error
+        raise InputError(f"{path} is damaged, or no safetensors file: {error}") from error
     if not isinstance(about, dict):
         raise InputError(
             f"{path} does not say what model it is of: vitlab export --format safetensors writes "

@@ -76,7 +76,10 @@ def _found(where: str, weights: pathlib.Path, other: Callable[[str], pathlib.Pat
     """What there is, with `other` to get a file that lies beside the weights."""
     files = (weights,)
     if weights.name.endswith(".index.json"):
-        names = sorted(set(_json(weights).get("weight_map", {}).values()))
+        mapped = _json(weights).get("weight_map", {})
+        if not isinstance(mapped, dict) or not all(isinstance(n, str) for n in mapped.values()):
+            raise InputError(f"{weights}: its weight_map gives no names of files")
+        names = sorted(set(mapped.values()))
         files = tuple(other(name) or pathlib.Path(name) for name in names)
         for file in files:
             if not file.exists():

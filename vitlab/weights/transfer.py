@@ -88,9 +88,9 @@ def read(name: os.PathLike | str, hints: Mapping[str, Any] | None = None) -> Ori
     """
     if is_published(str(name)):
         return _published(str(name), hints or {})
+    checkpoint = checkpoints.locate(name)
     for key in (hints or {}).keys() - {"image_size"}:
         raise InputError(f"config.init_hints.{key} is for published weights, and {name} is a run")
-    checkpoint = checkpoints.locate(name)
     try:
         state = checkpoints.restore(checkpoint, only=["ema", "params", "model_state"])
     except checkpoints.DamagedError as e:
