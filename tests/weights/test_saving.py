@@ -9,9 +9,11 @@ import safetensors.numpy
 
 from tests.weights import reference as ref
 from vitlab.errors import InputError
+from vitlab.models.convnext import ConvNeXt
 from vitlab.models.resnet import ResNet
 from vitlab.models.vit import ViT
 from vitlab.weights import load, save
+from vitlab.weights.filling import nested, shapes_of
 
 HEADS, WIDE = {"num_heads": 3}, {"grid": (2, 3)}
 # fixture, format of it and of what is written, hints.
@@ -23,6 +25,7 @@ SAME = [
     ("vit_token", "timm", HEADS | WIDE),
     ("vit_avg", "timm", HEADS | WIDE),  # SwiGLU, registers, norms of queries and keys
     ("vit_map", "timm", HEADS | WIDE),
+    ("convnext", "timm", {}),
     ("weights_big_vision_cls", "big_vision", {}),
     ("vit_big_vision_gap", "big_vision", {}),
     ("vit_big_vision_map", "big_vision", WIDE),
@@ -79,6 +82,25 @@ def test_other_formats_hold_the_same_model(tmp_path, name, form):
     images = ref.reference(name)["images"]
     ours, theirs = (jax.jit(m.module.apply)(m.variables, images)[0] for m in (loaded, again))
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+def test_a_resnet_out_of_a_run_is_one_of_timm_and_torchvision(tmp_path):
+    model = ResNet("50", num_classes=3)
+    shapes = shapes_of(model, (64, 64), 3)
+    rng = np.random.default_rng(0)
+    flat = {name: rng.normal(size=s.shape).astype(np.float32) for name, s in shapes.items()}
+    text = 'decode|resize_small(73,"bicubic",True,"down")|central_crop(64,"even")'
+    text += '|normalize("imagenet")'
+    saved = save(tmp_path / "a", model, nested(flat), "timm", (64, 64), text, ("a", "b", "c"))
+    assert saved.notes == ()
+    arrays = read(saved.path)
+    assert arrays["layer4.2.conv3.weight"].shape == (2048, 512, 1, 1)
+    assert arrays["fc.weight"].shape == (3, 2048)
+    again = load(saved.path)
+    assert (again.format, again.module) == ("resnet", model)
+    assert (again.image_size, again.classes) == ((64, 64), ("a", "b", "c"))
+    assert again.preprocessing == text
+    assert again.preprocessing_stated
 
 
 def test_positions_that_are_computed_are_written_out(tmp_path):
@@ -158,8 +180,11 @@ def test_what_a_format_has_no_place_for_is_refused_and_nothing_is_left(tmp_path)
     refused("'dinov2' is not one that can be written: ", path, module, variables, "dinov2", size)
     rope = ViT(patch_size=8, width=24, depth=1, num_heads=3, pos_embed="rope")
     refused("timm's ViT has learned positions", path, rope, {"params": {}}, "timm", size)
-    refused("is for a ViT", path, ResNet("18"), {"params": {}}, "timm", size)
-    refused("is for a ViT", path, ResNet("18"), {"params": {}}, "hf-vit", size)
+    small = ResNet("18", stem="small")
+    refused("timm's ResNet has no stem='small'", path, small, {"params": {}}, "timm", size)
+    fine = ConvNeXt(patch_size=2)
+    refused("timm's ConvNeXt has no patch_size=2", path, fine, {"params": {}}, "timm", size)
+    refused("of ViT, and this is a ResNet", path, ResNet("18"), {"params": {}}, "hf-vit", size)
     registers = module.clone(num_registers=2)
     refused("has no num_registers=2", path, registers, variables, "hf-vit", size)
     assert [p.name for p in tmp_path.iterdir()] == ["a"]

@@ -13,15 +13,22 @@ import numpy as np
 import safetensors.numpy
 
 from vitlab.errors import InputError
+from vitlab.models.convnext import ConvNeXt
+from vitlab.models.resnet import ResNet
 from vitlab.models.vit import ViT
 from vitlab.ops.positions import sincos_2d
 from vitlab.weights.filling import TABLE, names_of
-from vitlab.weights.formats import FORMATS, Format
+from vitlab.weights.formats import BIG_VISION, HF_VIT, RESNET, TIMM, TIMM_CONVNEXT, Format
 from vitlab.weights.loading import load
 from vitlab.weights.preprocessing import alike
 from vitlab.weights.table import match
 
-WRITTEN = {form.name: form for form in FORMATS if form.writes}
+# What is written, by names of libraries and by what the model is.
+WRITTEN: Mapping[str, Mapping[type, Format]] = {
+    "timm": {ViT: TIMM, ResNet: RESNET, ConvNeXt: TIMM_CONVNEXT},
+    "hf-vit": {ViT: HF_VIT},
+    "big_vision": {ViT: BIG_VISION},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +71,14 @@ def save(
     path = pathlib.Path(path)
     if format not in WRITTEN:
         raise InputError(f"format {format!r} is not one that can be written: {', '.join(WRITTEN)}")
-    form = WRITTEN[format]
+    if type(module) not in WRITTEN[format]:
+        kinds = ", ".join(kind.__name__ for kind in WRITTEN[format])
+        raise InputError(f"{format} is written of {kinds}, and this is a {type(module).__name__}")
+    form = WRITTEN[format][type(module)]
     flat = {name: np.asarray(array, np.float32) for name, array in names_of(variables).items()}
     module, flat = _with_stored_positions(module, flat, image_size, form)
     classes = classes if len(classes) == getattr(module, "num_classes", None) else ()
-    config = form.writes(module, {name: array.shape for name, array in flat.items()})
+    config = form.writes(module, {name: array.shape for name, array in flat.items()}, image_size)
     arrays = _theirs(form, module, flat)
     if path.exists():
         raise InputError(f"{path} exists already: name another")
@@ -141,7 +151,8 @@ def _check(
 ) -> list[str]:
     """That the file is read as the model that it was made of; what it says otherwise."""
     grid = flat[TABLE].shape[:2] if TABLE in flat else None
-    again = load(path, format=form.name, grid=grid, num_heads=module.num_heads)
+    heads = {"num_heads": module.num_heads} if isinstance(module, ViT) else {}
+    again = load(path, format=form.name, grid=grid, **heads)
     names = names_of(again.variables)
     # A table of sines and cosines may be known for what it is.
     differ = [n for n, a in flat.items() if n in names and not np.array_equal(a, names[n])]
@@ -150,7 +161,7 @@ def _check(
         raise RuntimeError(f"{path} does not hold what was written: {', '.join(differ[:3])}")
     notes = []
     for field in ("norm_eps", "mlp", "pool"):
-        here, there = getattr(module, field), getattr(again.module, field)
+        here, there = (getattr(m, field, None) for m in (module, again.module))
         if here != there:
             notes.append(f"{field} is {here!r}, and {form.name} has {there!r}")
     if path.is_dir() and not preprocessing:  # with json files, that is

@@ -1,6 +1,7 @@
 """Tables that say, name by name, where a parameter of a published file lives in a model.
 
-A table is a list of rules and is read in both directions, so that what can be loaded can be saved.
+A table is a list of rules and is read in both directions, so that a format which is written too
+needs no other.
 Names are templates: `{i}` is a number, `{i+1}` the same number plus one.
 
     rules = [
@@ -89,15 +90,9 @@ def same(theirs: str, ours: str) -> list[Rule]:
 
 
 def flat(theirs: str, ours: str, axes: int) -> list[Rule]:
-    """An array with so many leading axes of length one in the file, and none in the model."""
-    return [
-        Rule(
-            (theirs,),
-            (ours,),
-            lambda a, _: [a[0].reshape(a[0].shape[axes:])],
-            lambda a: [a[0].reshape((1,) * axes + a[0].shape)],
-        )
-    ]
+    """An array with so many leading axes of length one in the file, and none in the model; to load
+    alone."""
+    return [Rule((theirs,), (ours,), lambda a, _: [a[0].reshape(a[0].shape[axes:])])]
 
 
 def kernel(theirs: str, ours: str) -> list[Rule]:

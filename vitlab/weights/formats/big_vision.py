@@ -6,7 +6,6 @@ the class token's too, in a module of their own; newer ones may have all blocks 
 """
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -15,7 +14,7 @@ import numpy as np
 from vitlab.errors import InputError
 from vitlab.models.vit import ViT
 from vitlab.weights.files import Tensor
-from vitlab.weights.formats.format import Format, Source
+from vitlab.weights.formats.format import Format, Shapes, Source
 from vitlab.weights.table import Rule, positions, same
 
 BLOCK = "encoder/block_{i}"
@@ -156,10 +155,8 @@ def _preprocess(source: Source, size: tuple[int, int]) -> tuple[str, bool]:
     return f"decode|resize_small({small})|central_crop({size[0]})|value_range(-1,1)", True
 
 
-def _config_of(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+def _config_of(model: ViT, shapes: Shapes, _: tuple[int, int]) -> dict[str, Any]:
     """Nothing; an InputError where big_vision's ViT has not what the model has."""
-    if not isinstance(model, ViT):
-        raise InputError("big_vision's format is for a ViT")
     wrong = {
         "stem": model.stem != "patch",
         "pos_embed": model.pos_embed not in ("learned", "sincos2d"),

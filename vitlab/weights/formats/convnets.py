@@ -11,8 +11,8 @@ from vitlab.models import convnext, resnet
 from vitlab.models.convnext import ConvNeXt
 from vitlab.models.resnet import ResNet
 from vitlab.weights import preprocessing
-from vitlab.weights.formats.format import Format, Source
-from vitlab.weights.formats.timm import IMAGENET_CROP, refuse_others
+from vitlab.weights.formats.format import Format, Shapes, Source
+from vitlab.weights.formats.timm import IMAGENET_CROP, described, pretrained, refuse_others
 from vitlab.weights.table import Rule, batch_norm, conv, linear, norm, same
 
 # timm's with a blur before every stride, which has no parameters.
@@ -62,6 +62,22 @@ def _resnet_preprocess(source: Source, size: tuple[int, int]) -> tuple[str, bool
         return preprocessing.of_timm(IMAGENET_CROP)(source, size)
     # torchvision's IMAGENET1K_V1.
     return preprocessing.torchvision(size, round(max(size) * 256 / 224), "bilinear"), False
+
+
+def _resnet_config(model: ResNet, shapes: Shapes, size: tuple[int, int]) -> dict[str, Any]:
+    """timm's config.json of a ResNet, whose names are torchvision's too."""
+    for field, published in (("stem", "imagenet"), ("depths", None), ("widths", ResNet.widths)):
+        if getattr(model, field) != published:
+            raise InputError(f"timm's ResNet has no {field}={getattr(model, field)!r}")
+    channels = shapes["stem_conv/kernel"][2]
+    bottleneck, _ = resnet.VARIANTS[model.variant]
+    return {
+        "architecture": f"resnet{model.variant}",
+        "num_classes": model.num_classes or 0,
+        "num_features": model.widths[-1] * (4 if bottleneck else 1),
+        "model_args": {"in_chans": channels},
+        "pretrained_cfg": pretrained(model.num_classes, channels, size, "conv1", "fc"),
+    }
 
 
 def _convnext(source: Source, stem: str, depths: tuple[int, ...], widths: tuple[int, ...], head):
@@ -114,6 +130,25 @@ def _timm_rules(model: ConvNeXt) -> list[Rule]:
     ]
 
 
+def _timm_config(model: ConvNeXt, shapes: Shapes, size: tuple[int, int]) -> dict[str, Any]:
+    """timm's config.json of a ConvNeXt: an architecture that there is, and what differs from it."""
+    if model.patch_size != 4:  # of 2 it would halve the map once more
+        raise InputError(f"timm's ConvNeXt has no patch_size={model.patch_size}")
+    depths, widths = convnext.VARIANTS[model.variant]
+    channels, widths = shapes["stem_conv/kernel"][2], model.widths or widths
+    return {
+        "architecture": "convnext_tiny",
+        "num_classes": model.num_classes or 0,
+        "num_features": widths[-1],
+        "model_args": {
+            "in_chans": channels,
+            "depths": list(model.depths or depths),
+            "dims": list(widths),
+        },
+        "pretrained_cfg": pretrained(model.num_classes, channels, size, "stem.0", "head.fc"),
+    }
+
+
 def _facebook_fields(source: Source) -> tuple[type[nn.Module], dict[str, Any]]:
     depths = tuple(source.count(f"stages.{s}.{{i}}.dwconv.weight") for s in range(4))
     widths = tuple(source.shape(f"stages.{s}.0.dwconv.weight", 4)[0] for s in range(4))
@@ -155,7 +190,6 @@ def _torchvision_rules(model: ConvNeXt) -> list[Rule]:
             (f"{theirs}.layer_scale",),
             (f"{ours}/layer_scale",),
             lambda a, _: [a[0].reshape(-1)],
-            lambda a: [a[0].reshape(-1, 1, 1)],
         )
         rules += _block(theirs, names, ours, [scale])
         rules += norm(f"features.{2 * s}.0", f"stage_{s + 1}/downsample_norm")
@@ -178,6 +212,8 @@ RESNET = Format(
     rules=resnet_rules,
     preprocess=_resnet_preprocess,
     unused=BATCHES,
+    writes=_resnet_config,
+    described=described,
 )
 
 TIMM_CONVNEXT = Format(
@@ -187,6 +223,8 @@ TIMM_CONVNEXT = Format(
     fields=_timm_fields,
     rules=_timm_rules,
     preprocess=preprocessing.of_timm({**IMAGENET_CROP, "crop_pct": 0.875}),
+    writes=_timm_config,
+    described=described,
 )
 
 TORCHVISION_CONVNEXT = Format(

@@ -45,7 +45,6 @@ def _rules(model: DETR) -> list[Rule]:
         kernel[0].theirs,
         kernel[0].ours,
         lambda a, _: [a[0][:, :, 0, 0].T],
-        lambda a: [a[0].T[:, :, None, None]],
     )
     rules = [
         *below("backbone", _of_backbone(resnet_rules(model.backbone))),

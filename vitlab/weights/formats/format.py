@@ -14,6 +14,9 @@ from vitlab.models.vit import VARIANTS
 from vitlab.weights.files import Tensor
 from vitlab.weights.table import Rule
 
+# Of a model's variables, by name.
+Shapes = Mapping[str, tuple[int, ...]]
+
 
 @dataclasses.dataclass(frozen=True)
 class Source:
@@ -133,7 +136,7 @@ class Format:
     """One way in which somebody publishes weights.
 
     Attributes:
-        name: as `vitlab convert --to` takes it.
+        name: as the hint `format` takes it.
         title: for people.
         signs: names by which a file of the format is known.
         absent: names that it cannot have.
@@ -148,8 +151,9 @@ class Format:
         preprocess: a preprocessing string for images of a (height, width), and whether the file
             says so (or its format does in general).
         unpack: for files whose tensors are not one for one those of the table.
-        writes: a model and the shapes of its variables -> the config.json of its file; an
-            InputError where the format has no way to say what the model is. None: it is only read.
+        writes: a model, the shapes of its variables and (height, width) of its images -> the
+            config.json of its file; an InputError where the format has no way to say what the model
+            is. None: it is only read.
         described: that config, a preprocessing string and names of classes -> all json files of
             its folder, by name; none where the format is a file.
         file_name: what stands before a name of the table in a file.
@@ -168,7 +172,7 @@ class Format:
     unused: Mapping[str, str] = dataclasses.field(default_factory=dict)
     resize: Callable[[Source], dict[str, Any]] = lambda source: {}
     unpack: Callable[[Source], Source] | None = None
-    writes: Callable[[nn.Module, Mapping[str, tuple[int, ...]]], dict[str, Any]] | None = None
+    writes: Callable[[nn.Module, Shapes, tuple[int, int]], dict[str, Any]] | None = None
     described: Callable[[dict, str, Sequence[str]], dict[str, Any]] = lambda *_: {}
     file_name: Callable[[nn.Module, str], str] = lambda _, name: name
 

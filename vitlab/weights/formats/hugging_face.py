@@ -4,7 +4,7 @@ The names are those of its files. A model of transformers 5 has others in memory
 too.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -14,7 +14,7 @@ from vitlab.models.mae import MAE
 from vitlab.models.vit import ViT
 from vitlab.weights import preprocessing
 from vitlab.weights.formats.facebook import fixed_decoder_positions, has_fixed_positions
-from vitlab.weights.formats.format import Format, Source, default_heads
+from vitlab.weights.formats.format import Format, Shapes, Source, default_heads
 from vitlab.weights.formats.timm import PLAIN_BICUBIC, QKV
 from vitlab.weights.table import Rule, below, conv, flat, fused, linear, norm, positions, same
 
@@ -71,10 +71,8 @@ def _vit_fields(source: Source) -> tuple[type[nn.Module], dict[str, Any]]:
     }
 
 
-def _vit_config(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+def _vit_config(model: ViT, shapes: Shapes, _: tuple[int, int]) -> dict[str, Any]:
     """config.json of a ViT; an InputError where transformers' ViT has not what the model has."""
-    if not isinstance(model, ViT):
-        raise InputError("hf-vit is for a ViT")
     wrong = {
         "stem": model.stem != "patch",
         "pos_embed": model.pos_embed != "learned",

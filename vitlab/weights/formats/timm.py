@@ -6,7 +6,7 @@ which is `timm.models.eva` there.
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -16,7 +16,7 @@ from vitlab.errors import InputError
 from vitlab.models.vit import VARIANTS, ViT
 from vitlab.weights import preprocessing
 from vitlab.weights.files import Tensor
-from vitlab.weights.formats.format import Format, Source, default_heads
+from vitlab.weights.formats.format import Format, Shapes, Source, default_heads
 from vitlab.weights.table import Rule, conv, fused, linear, norm, positions, same
 
 QKV = ("query", "key", "value")
@@ -197,14 +197,14 @@ def registers_without_positions(source: Source) -> Source:
     return source.replace(tensors={**source.tensors, **tensors})
 
 
-def config_of(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+def _config_of(model: ViT, shapes: Shapes, _: tuple[int, int]) -> dict[str, Any]:
     """timm's config.json of a ViT: an architecture that there is, and what differs from it.
 
     Raises:
         InputError: the model has what timm's has not.
     """
-    if not isinstance(model, ViT) or model.stem != "patch" or model.rep_size:
-        raise InputError("timm's format is for a ViT with stem='patch' and no rep_size")
+    if model.stem != "patch" or model.rep_size:
+        raise InputError("timm's ViT has stem='patch' and no rep_size")
     if model.pos_embed in ("rope", "none") or model.qkv_bias == "qv":
         raise InputError("timm's ViT has learned positions, and none with qkv_bias='qv'")
     names = {ours: theirs for theirs, ours in POOLS.items()}
@@ -245,12 +245,21 @@ def config_of(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[s
         "global_pool": names[model.pool],
         "model_args": arguments,
         "pretrained_cfg": {
-            "input_size": [channels, *size],
+            **pretrained(model.num_classes, channels, size, "patch_embed.proj", "head"),
             "fixed_input_size": True,
-            "num_classes": model.num_classes or 0,
-            "first_conv": "patch_embed.proj",
-            "classifier": "head",
         },
+    }
+
+
+def pretrained(
+    num_classes: int | None, channels: int, size: Sequence[int], first: str, head: str
+) -> dict[str, Any]:
+    """What timm's `pretrained_cfg` says of any model: its images, first layer and head."""
+    return {
+        "input_size": [channels, *size],
+        "num_classes": num_classes or 0,
+        "first_conv": first,
+        "classifier": head,
     }
 
 
@@ -262,7 +271,8 @@ def _ratio(wanted: int, width: int) -> float:
     return ratio
 
 
-def _described(config: dict, preprocessing_string: str, classes: Sequence[str]) -> dict[str, Any]:
+def described(config: dict, preprocessing_string: str, classes: Sequence[str]) -> dict[str, Any]:
+    """timm's config.json with what is known of images and classes, see `Format.described`."""
     crop = preprocessing.as_timm(preprocessing_string) if preprocessing_string else {}
     config = {**config, "pretrained_cfg": {**config["pretrained_cfg"], **crop}}
     return {"config.json": config | ({"label_names": list(classes)} if classes else {})}
@@ -331,8 +341,8 @@ TIMM = Format(
     preprocess=_preprocess,
     resize=_resize,
     unpack=registers_without_positions,
-    writes=config_of,
-    described=_described,
+    writes=_config_of,
+    described=described,
 )
 
 TIMM_DINOV3 = Format(
