@@ -79,10 +79,7 @@ def _below(source: Source, prefix: str) -> Source:
 
 
 def _of_backbone(rules: list[Rule]) -> list[Rule]:
-    return [
-        Rule(tuple(_BACKBONE + n for n in rule.theirs), rule.ours, rule.load, rule.save)
-        for rule in rules
-    ]
+    return [Rule(tuple(_BACKBONE + n for n in rule.theirs), rule.ours, rule.load) for rule in rules]
 
 
 # The names of transformers' ResNet in the place of timm's; those of a model in memory in the place
