@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.deploy.models import make, write_run
 from tests.weights import reference as ref
 from vitlab import config as config_lib
 from vitlab.errors import InputError
@@ -146,8 +147,12 @@ def test_what_does_not_fit_is_one_line(photos, published, model, more, match):
 
 
 def test_hints_are_for_published_weights(tmp_path):
-    with pytest.raises(InputError, match="init_hints.num_heads is for published weights, and runs"):
-        transfer.read("runs/mae", {"image_size": (8, 8), "num_heads": 3})
+    run = write_run(tmp_path / "run", make("classification"))
+    hints = {"image_size": (8, 8), "num_heads": 3}
+    with pytest.raises(InputError, match="init_hints.num_heads is for published weights, and .*run"):
+        transfer.read(run, hints)
+    with pytest.raises(InputError, match="mae.pth does not exist"):
+        transfer.read(tmp_path / "mae.pth", hints)
 
 
 @pytest.mark.slow
