@@ -149,7 +149,7 @@ def test_what_does_not_fit_is_one_line(photos, published, model, more, match):
 def test_hints_are_for_published_weights(tmp_path):
     run = write_run(tmp_path / "run", make("classification"))
     hints = {"image_size": (8, 8), "num_heads": 3}
-    with pytest.raises(InputError, match="init_hints.num_heads is for published weights, and .*run"):
+    with pytest.raises(InputError, match="num_heads is for published weights, and .*run is a run"):
         transfer.read(run, hints)
     with pytest.raises(InputError, match="mae.pth does not exist"):
         transfer.read(tmp_path / "mae.pth", hints)

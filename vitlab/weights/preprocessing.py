@@ -229,7 +229,7 @@ def _parts(text: str) -> tuple[Any, tuple[int, int] | None, str, list[float], li
     crop's, the interpolation, mean and deviation of three channels in units of 0 to 1.
 
     Raises:
-        InputError: it is more than one resize, and after it one crop.
+        InputError: it has other steps than a resize, and behind it perhaps a crop.
     """
     parsed = Preprocess.parse(text)
     resize, crop, interpolation = None, None, "bilinear"
