@@ -72,7 +72,7 @@ def get_config(arg=None):
     config.loss = dict(classification="iou_aware", class_weight=2.0, class_cost=2.0)
     config.augment = dict(color_jitter=(0.3, 0.3, 0.3, 0.0), color_jitter_prob=0.8)
     config.optimizer = dict(name="adamw", lr=5e-4, weight_decay=0.05, clip_norm=0.1)
-    config.schedule = dict(name="cosine", warmup_epochs=2)
+    config.schedule = dict(name="cosine", warmup_epochs=min(2, arg.epochs / 10))
     config.evaluators = dict(
         val=dict(
             kind="detection",

@@ -46,7 +46,7 @@ def get_config(arg=None):
     config.loss = dict(label_smoothing=0.1)
     config.augment = dict(mixup=0.2)
     config.optimizer = dict(name="adamw", lr=5e-4, weight_decay=0.05, clip_norm=1.0)
-    config.schedule = dict(name="cosine", warmup_epochs=5)
+    config.schedule = dict(name="cosine", warmup_epochs=min(5, arg.epochs / 10))
     config.evaluators = dict(
         val=dict(
             split="train[90%:]" if arg.holdout else "val",

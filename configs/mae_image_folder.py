@@ -40,7 +40,7 @@ def get_config(arg=None):
     config.batch_size = 128
     config.total_epochs = arg.epochs
     config.optimizer = dict(name="adamw", lr=1e-3, weight_decay=0.05, args=dict(b2=0.95))
-    config.schedule = dict(name="cosine", warmup_epochs=10)
+    config.schedule = dict(name="cosine", warmup_epochs=min(10, arg.epochs / 10))
     config.evaluators = dict(
         val=dict(
             kind="reconstruction",

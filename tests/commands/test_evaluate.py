@@ -119,7 +119,7 @@ def test_bad_input_is_one_line(run, tmp_path, capsys):
     for arguments, said in [
         ([str(tmp_path / "none")], "none does not exist\n"),
         ([str(run), "--source", flat], "--source does not exist"),
-        ([str(run), "--data", flat], "'val' does not exist; to evaluate on the split train, add "
+        ([str(run), "--data", flat], "; to evaluate on the split train, add "
          "--split train"),
         ([str(run), "--data", other, "--split", "train"],
          "its classes (cat, dog) are not the training data's (a<b, c&\"d)"),

@@ -20,6 +20,7 @@ from vitlab.data.annotations import (
     duplicates,
 )
 from vitlab.data.folders import read_file
+from vitlab.data.splits import INSTEAD
 from vitlab.errors import InputError
 
 
@@ -62,7 +63,7 @@ def paths_of_split(templates: Sequence[str], split: str, spec: str) -> list[str]
     if "{split}" not in templates[0] and split != "train":
         raise InputError(
             f"{spec}: without {{split}} in the path of the json the only split is train: "
-            f"{split!r} does not exist"
+            f"{split!r} does not exist; {INSTEAD}"
         )
     return [
         os.fspath(epath.Path(each.replace("{split}", split)).expanduser()) for each in templates

@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 
 from vitlab.data.decode import image_size
-from vitlab.data.splits import resolve, split_names
+from vitlab.data.splits import INSTEAD, resolve, split_names
 from vitlab.errors import InputError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif")
@@ -48,7 +48,7 @@ class FolderSource:
             if name not in splits:
                 kind = "has" if splits.keys() == folders.keys() else "holds classes, so has only"
                 spare = [each for each in hold if not hold[each]]
-                hint = ""
+                hint = f"; {INSTEAD}" if list(splits) == ["train"] else ""
                 if 0 < len(spare) < len(hold):
                     hint = (
                         f"; if its folders are classes, remove those that hold no image themselves "
@@ -118,7 +118,9 @@ class ImagesSource:
             raise InputError(f"images {root} holds no image ({kinds})")
         for name in split_names(split):
             if name != "train":
-                raise InputError(f"images {root} has only the split train: {name!r} does not exist")
+                raise InputError(
+                    f"images {root} has only the split train: {name!r} does not exist; {INSTEAD}"
+                )
         self.ranges = resolve(split, {"train": len(found)}, f"images:{root}")
         self._paths = [path for _, start, stop in self.ranges for path in found[start:stop]]
 

@@ -13,7 +13,7 @@ from vitlab.data.annotations import duplicates
 from vitlab.data.decode import decode, decode_mask, image_size
 from vitlab.data.folders import holds_images, image_files, place_in_order, read_file, read_lines
 from vitlab.data.segments import Segments, without_empty
-from vitlab.data.splits import resolve, split_names
+from vitlab.data.splits import INSTEAD, resolve, split_names
 from vitlab.errors import InputError
 
 _COLOR = re.compile(r"(.*\S)\s+(\d{1,3})\s+(\d{1,3})\s+(\d{1,3})")
@@ -67,7 +67,7 @@ class MaskSource:
             if "{split}" not in images + masks and name != "train":
                 raise InputError(
                     f"{spec}: without {{split}} in the folders, such as images/{{split}}, the only "
-                    f"split is train: {name!r} does not exist"
+                    f"split is train: {name!r} does not exist; {INSTEAD}"
                 )
             folders = [root / each.replace("{split}", name) for each in (images, masks)]
             found[name] = _pairs(*folders, name, spec)

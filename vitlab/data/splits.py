@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 from vitlab.errors import InputError
 
+# What to do where there is one split alone, for errors.
+INSTEAD = "a part of train may stand for it, such as train[90%:]"
 _PART = re.compile(r"(?P<name>[\w-]+)(\[(?P<start>[^:\[\]]*):(?P<stop>[^:\[\]]*)\])?")
 _BOUNDARY = re.compile(r"(?P<value>-?(\d[\d_]*)(\.\d+)?)(?P<percent>%?)")
 

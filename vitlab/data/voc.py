@@ -10,6 +10,7 @@ from etils import epath
 from vitlab.data.annotated import AnnotatedSource
 from vitlab.data.annotations import Annotations, Object, Record, duplicates
 from vitlab.data.folders import IMAGE_SUFFIXES, read_file, read_lines
+from vitlab.data.splits import INSTEAD
 from vitlab.errors import InputError
 
 
@@ -80,7 +81,7 @@ class _Reader:
             if split != "train":
                 raise InputError(
                     f"{self._spec}: without ImageSets/Main the only split is train: {split!r} "
-                    "does not exist"
+                    f"does not exist; {INSTEAD}"
                 )
             return list(self._numbers)
         path = self._lists / f"{split}.txt"

@@ -175,7 +175,7 @@ def check_arguments(to: str, dtype: str) -> None:
         if importlib.util.find_spec(package) is None:
             raise InputError(
                 f"--format {to} needs the {to} extra ({package} is not there): "
-                f"pip install 'vitlab[{to}]'"
+                f"pip install -e '.[{to}]' where vitlab is"
             )
 
 

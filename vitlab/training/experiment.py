@@ -208,7 +208,9 @@ class LoggingConfig:
     def __post_init__(self):
         _check_interval(self.every)
         if self.wandb and not importlib.util.find_spec("wandb"):
-            raise InputError("wandb needs the wandb extra: pip install 'vitlab[wandb]'")
+            raise InputError(
+                "wandb needs the wandb extra: pip install -e '.[wandb]' where vitlab is"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -132,6 +132,11 @@ class FeatureEvaluator:
         classes = train.source.class_names
         if not (test.labelled and train.labelled):
             raise InputError(f"{where}: protocols judge features with labels; the source has none")
+        if not classes and not test.source.class_names:
+            raise InputError(
+                f"{where}: protocols judge features with labels, which the images do not have: "
+                "name some that have, as in --data folder:PATH --train_split train --split val"
+            )
         if not classes or classes != test.source.class_names:
             raise InputError(
                 f"{where}: protocols judge features with labels, of the same classes in split and "

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import json
 import math
 import pathlib
 import signal
@@ -102,7 +101,6 @@ class _Run:
     def run(self) -> dict[str, Any]:
         setup = self.setup
         devices = list(setup.mesh.devices.flat)
-        self.log(json.dumps(setup.resolved, indent=1))
         self.log(
             f"working directory {self.workdir}; {len(devices)} x {devices[0].device_kind}; "
             f"{len(setup.source):,} examples, {setup.total:,} steps"
@@ -347,8 +345,8 @@ class _Run:
             self._draw(name)
         report.draw_curves(self.workdir)
         best = dataclasses.asdict(memory.best) if memory.best.value is not None else {}
-        saved = checkpoints.list_checkpoints(self.writer.directory)
-        if best and memory.best.step not in [c.step for c in saved]:
+        saved = {c.step: c for c in checkpoints.list_checkpoints(self.writer.directory)}
+        if best and memory.best.step not in saved:
             self.log(f"the best step, {memory.best.step}, could not be saved: it has no checkpoint")
         result = report.write_result(
             self.workdir,
@@ -363,6 +361,9 @@ class _Run:
         )
         self.progress.close()
         self.console.print(metrics_table(memory.metrics))
+        if memory.best.step in saved and memory.best.step != step:
+            told = f"best {memory.best.metric} {memory.best.value:.4f} at step {memory.best.step}"
+            self.log(f"{told}: {self.workdir / 'checkpoints' / saved[memory.best.step].path.name}")
         self.log(f"{step:,} steps in {clock(seconds)}; report in {self.workdir / 'report'}")
         return result
 

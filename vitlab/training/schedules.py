@@ -75,7 +75,7 @@ def make_schedule(
     if warmup + cooldown > total_steps:
         raise InputError(
             f"config.schedule: {warmup} steps of warm-up and {cooldown} of cooldown do not fit in "
-            f"a training of {total_steps} steps"
+            f"a training of {total_steps} steps; set config.schedule.warmup_steps, 0 for none"
         )
     length = max(1, total_steps - warmup)
     if config.name == "cosine":
