@@ -361,7 +361,8 @@ class _Run:
         )
         self.progress.close()
         self.console.print(metrics_table(memory.metrics))
-        if memory.best.step in saved and memory.best.step != step:
+        last = memory.metrics.get(memory.best.metric)
+        if memory.best.step in saved and memory.best.value != last:
             told = f"best {memory.best.metric} {memory.best.value:.4f} at step {memory.best.step}"
             self.log(f"{told}: {self.workdir / 'checkpoints' / saved[memory.best.step].path.name}")
         self.log(f"{step:,} steps in {clock(seconds)}; report in {self.workdir / 'report'}")
