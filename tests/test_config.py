@@ -120,11 +120,20 @@ def test_arguments_and_overrides(config_file):
 
 
 @pytest.mark.parametrize(
+    ("arg", "told"),
+    [("photos", "path=photos"), ("holdouts", "holdout"), ("hold=1", "holdout")],
+)
+def test_a_bare_word_that_is_no_flag_is_meant_as_the_path(arg, told):
+    with pytest.raises(InputError, match=f"did you mean '{told}'"):
+        config_lib.parse_arg(arg, path="data", holdout=False, epochs=1)
+
+
+@pytest.mark.parametrize(
     ("suffix", "overrides", "message"),
     [
         (":epoch=3", [], "config argument 'epoch' does not exist; did you mean 'epochs'?"),
         (":epochs=x", [], "config argument epochs is 'x' but must be an integer"),
-        ("x", [], "there is no file"),
+        ("x", [], "did you mean '"),
         ("", [("debug.x", "1")], "--config.debug.x: debug is no section"),
     ],
 )

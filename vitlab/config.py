@@ -60,7 +60,11 @@ def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
     for item in filter(None, (arg or "").split(",")):
         name, _, text = item.partition("=")
         if name not in defaults:
-            raise InputError(f"config argument {name!r} does not exist{nearest(name, defaults)}")
+            hint = nearest(name, defaults)
+            flags = [key for key, value in defaults.items() if value is False]
+            if not text and "path" in defaults and not difflib.get_close_matches(name, flags):
+                hint = f"; did you mean 'path={name}'?"
+            raise InputError(f"config argument {name!r} does not exist{hint}")
         value = parse_value(text, like=defaults[name]) if text else True
         values[name] = coerce(value, type(defaults[name]), f"config argument {name}")
     return ml_collections.ConfigDict(values)
@@ -83,7 +87,10 @@ def load(spec: str, overrides: typing.Sequence[tuple[str, str]] = ()) -> dict[st
     """
     path, _, arg = spec.partition(":")
     if not pathlib.Path(path).is_file():
-        raise InputError(f"--config: there is no file {path!r}")
+        others = [str(each) for each in pathlib.Path(path).parent.glob("*.py")]
+        close = difflib.get_close_matches(path, others, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise InputError(f"--config: there is no file {path!r}{hint}")
     module_spec = importlib.util.spec_from_file_location("vitlab_config_file", path)
     if module_spec is None or module_spec.loader is None:
         raise InputError(f"--config: {path!r} is not a Python file")

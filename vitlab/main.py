@@ -121,7 +121,8 @@ def parse(argv: Sequence[str]) -> Command:
         if name != "--config" and name not in names and not key:
             legal = ["--config", "--help", *names]
             raise InputError(
-                f"argument {argument!r} does not exist{config_lib.nearest(name, legal)}"
+                f"argument {argument!r} does not exist{config_lib.nearest(name, legal)}; what the "
+                "config says is changed by --config.KEY=VALUE"
             )
         if not equals:
             value = next(arguments, None)

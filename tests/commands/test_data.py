@@ -199,7 +199,7 @@ def test_check_lists_broken_masks(masks, capsys):
     assert found == [
         "a.png: the image (7 bytes) is not a PNG",
         f"b.png: is 4 x 2 but its image {masks}/images/b.jpg is 4 x 1",
-        "c.png: has ids that are of no class and not void: 7 (4 pixels)",
+        "c.png: has ids that are of no class and not void: 7 (4 pixels); ?ignore=ID makes one void",
     ]
 
 

@@ -127,7 +127,7 @@ def test_ignored_ids_and_an_offset(write):
     _, segments = only(f"{spec}?classes=a,b,c,d&ignore=255,17,2")
     assert segments.semantic().tolist() == [[0, 1, -1], [3, -1, -1]]
     refused(
-        "has ids that are of no class and not void: 255 (1 pixels)",
+        "has ids that are of no class and not void: 255 (1 pixels); ?ignore=ID makes one void",
         f"{spec}?classes=a,b,c,d&ignore=17",
     )
     refused("255 (1 pixels)", f"{spec}?classes=a,b,c,d&ignore=17,")

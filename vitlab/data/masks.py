@@ -131,7 +131,7 @@ class _Ids(NamedTuple):
                 "255 0 0, behind its name in the file of classes"
             )
         labels = self.table[ids]
-        _check_known(labels, ids, "ids", str)
+        _check_known(labels, ids, "ids", str, "; ?ignore=ID makes one void")
         return labels
 
 
@@ -154,7 +154,9 @@ def _code(red, green, blue):
     return red << 16 | green << 8 | blue
 
 
-def _check_known(labels: np.ndarray, values: np.ndarray, what: str, spell: Callable) -> None:
+def _check_known(
+    labels: np.ndarray, values: np.ndarray, what: str, spell: Callable, hint: str = ""
+) -> None:
     unknown = labels == _UNKNOWN
     if not unknown.any():
         return
@@ -162,7 +164,7 @@ def _check_known(labels: np.ndarray, values: np.ndarray, what: str, spell: Calla
     shown = zip(found[:_SHOWN].tolist(), counts.tolist(), strict=False)
     listed = ", ".join(f"{spell(value)} ({count} pixels)" for value, count in shown)
     more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-    raise InputError(f"has {what} that are of no class and not void: {listed}{more}")
+    raise InputError(f"has {what} that are of no class and not void: {listed}{more}{hint}")
 
 
 def _classes(root: epath.Path, listed: str) -> tuple[tuple[str, ...], list[tuple[str, Color]]]:
