@@ -15,7 +15,7 @@ FLOORS = (
     ("errors",),
     ("allocator", "cache_folder", "distributed"),
     ("compilation_cache",),
-    ("ops", "config", "checkpoints"),
+    ("ops", "config", "checkpoints", "class_colors"),
     ("models", "data", "evaluation"),
     ("weights",),
     ("tasks",),

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from faster_coco_eval.core import mask as coco_mask
 
+from vitlab.class_colors import class_colors
 from vitlab.data.annotated import AnnotatedSource
 from vitlab.data.annotations import (
     RLE,
@@ -138,12 +139,12 @@ def test_what_is_drawn_has_the_colours_of_the_classes():
     zoom = 64
     assert picture.size == (20 * zoom, 10 * zoom)
     pixels = np.asarray(picture)
-    red, blue = pixels[9 * zoom - 1, 3 * zoom], pixels[8 * zoom + 4, 12 * zoom + 2]
-    assert red[0] > 200 > 60 > red[2]
-    assert blue[2] > 150 > 60 > blue[0]
+    cat, dog = class_colors(np.arange(2))
+    np.testing.assert_array_equal(pixels[9 * zoom - 1, 3 * zoom], cat)
+    np.testing.assert_array_equal(pixels[8 * zoom + 4, 12 * zoom + 2], dog)
     inside, masked, outside = (pixels[y * zoom, x * zoom] for y, x in ((7, 5), (5, 17), (7, 11)))
-    assert inside[0] > 50 > inside[2]
-    assert masked[2] > 50 > masked[0]
+    np.testing.assert_allclose(inside, cat * 0.392, atol=2)  # translucent, on black
+    np.testing.assert_allclose(masked, dog * 0.392, atol=2)
     assert outside.max() == 0
     small = draw_objects(np.zeros((10, 3000, 3), np.uint8), source().annotation(0), ())
     assert small.size == (3000, 10)

@@ -5,6 +5,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
+from vitlab.class_colors import class_colors
 from vitlab.errors import InputError
 from vitlab.evaluation import segmentation_pictures as pictures
 from vitlab.evaluation.pictures import COLORS, FAINT
@@ -68,7 +69,7 @@ def test_panels_have_the_colours_of_the_classes_and_of_the_errors(drawn, tmp_pat
     ]
     assert [axes.get_title("left") for axes in (shown, left, right, errors)] == titles
     assert np.unique(shown.images[0].get_array()).tolist() == [77]
-    a, b = pictures.class_colors(np.arange(2)).tolist()
+    a, b = class_colors(np.arange(2)).tolist()
     assert painted(left, [[a, a, a, None], [a, b, a, a]])
     assert painted(right, [[a, a, a, a], [a, b, None, b]])
     # The third pixel below has a class that nothing was found of; void and crowd count neither way.
@@ -123,16 +124,6 @@ def test_of_many_images_the_first_eight_are_drawn(drawn, tmp_path):
         images, [truth] * 9, [prediction] * 9, NAMES, tmp_path / "segments.png"
     )
     assert len(drawn[0].axes) == 8 * 4 + 1
-
-
-def test_the_colour_of_a_class_is_its_own():
-    """Of the first 24 also to the eye, and none is the colour of errors or of the void."""
-    every = pictures.class_colors(np.arange(168))
-    assert len(np.unique(every, axis=0)) == 168
-    np.testing.assert_array_equal(pictures.class_colors(np.array([[5]])), every[None, 5:6])
-    first = np.concatenate([every[:24], [WRONG, RIGHT, [255] * 3]]).astype(int)
-    apart = np.abs(first[:, None] - first).sum(axis=-1) + 1000 * np.eye(len(first), dtype=int)
-    assert apart.min() >= 60
 
 
 def test_what_cannot_be_drawn_is_refused_or_said(drawn, tmp_path):

@@ -1,12 +1,12 @@
 """Pictures of an image with the objects or segments that are annotated or found in it, to look
 at."""
 
-import colorsys
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from vitlab.class_colors import class_colors
 from vitlab.data.annotations import RLE, Annotation, Segmentation
 from vitlab.data.segments import BACKGROUND, Segments
 
@@ -144,11 +144,8 @@ def _enlarged(image: np.ndarray) -> tuple[Image.Image, int]:
     return picture.resize(size, Image.Resampling.NEAREST), zoom
 
 
-def _color(label: int) -> tuple[int, int, int]:
-    """The golden ratio spreads any number of hues evenly; neighbours also differ in brightness."""
-    hue = int(label) * 0.618034 % 1
-    red, green, blue = colorsys.hsv_to_rgb(hue, 0.85, (1.0, 0.75)[int(label) % 2])
-    return round(255 * red), round(255 * green), round(255 * blue)
+def _color(label: int) -> tuple[int, ...]:
+    return tuple(class_colors(label).tolist())
 
 
 def _mask(segmentation: Segmentation, size: tuple[int, int], zoom: int) -> Image.Image:

@@ -157,7 +157,10 @@ def class_bars(per_class: Mapping[str, float], path: epath.PathLike, what: str =
     places = np.arange(len(ordered))
     axes.barh(places, values, height=0.75, color=COLORS[0])
     for place, value in zip(places, values, strict=True):
-        axes.text(value + 0.008, place, f"{value:.3f}", va="center", fontsize=7, color=INK)
+        axes.annotate(
+            f"{value:.3f}", (value, place), (3, 0), textcoords="offset points",
+            va="center", fontsize=7, color=INK,
+        )  # fmt: skip
     axes.set_yticks(places, [shorten(name, 28) for name, _ in ordered], fontsize=7)
     for text in axes.get_yticklabels():
         text.set_parse_math(False)

@@ -13,6 +13,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
+from vitlab.class_colors import class_colors
 from vitlab.errors import InputError
 from vitlab.evaluation.detection_pictures import count
 from vitlab.evaluation.pictures import COLORS, DPI, FAINT, INK, nothing, shorten, write
@@ -20,16 +21,6 @@ from vitlab.evaluation.segments import Segmentation, TrueSegments, check_segment
 
 _RIGHT_COLOR, _WRONG_COLOR = FAINT, COLORS[1]
 _HATCH_COLOR = "#B0B0B0"
-# Those of all pictures but for that of errors, then what is furthest from all before, also to eyes
-# without green receptors, of all that is neither grey nor glaring nor near black or white.
-_CLASS_COLORS = (
-    *(color for color in COLORS if color != _WRONG_COLOR),
-    *("#78005A", "#87FFB4", "#5A4B00", "#F0C3FF", "#3C2D96", "#875A78", "#FFE14B", "#87C387"),
-    *("#A52D00", "#8778E1", "#87783C", "#E1C3A5", "#00695A", "#B49678", "#00E1E1", "#E196FF"),
-    *("#B4F0F0", "#96A500", "#2D96B4"),
-)
-# Of more classes the same again, lighter (towards 1) and darker (towards -1).
-_SHADES = (0, 0.45, -0.4, 0.7, 0.2, -0.2, -0.6)
 _MAX_IMAGES = 8
 # In dots.
 _CELL, _GAP, _TITLE, _LEGEND_ROW, _LEGEND_COLUMN = 330, 8, 24, 24, 222
@@ -97,19 +88,6 @@ def segmentation_beside_truth(
     _draw_legend(axes, legend, per_row)
     axes.set(xlim=(0, width - _GAP), ylim=(legend_height, 0))
     write(figure, path)
-
-
-def class_colors(labels: np.ndarray) -> np.ndarray:
-    """The colour of each class as uint8[..., 3]: a function of its label alone, others for each of
-    the first 168.
-
-    Args:
-        labels: i[...], not negative.
-    """
-    base = np.array([_rgb(color) for color in _CLASS_COLORS], np.float64)
-    shade = np.array(_SHADES)[:, None, None]
-    shades = base + np.where(shade > 0, (255 - base) * shade, base * shade)
-    return shades.reshape(-1, 3).round().astype(np.uint8)[np.asarray(labels) % shades[..., 0].size]
 
 
 def _check(images, truth, predicted, classes: int) -> None:
