@@ -79,6 +79,10 @@ OVERRIDES = {
         **{k: v for k, v in TINY_MAE.items() if "features" not in k},
         "data.workers": 0,
     },
+    "simclr_image_folder": {
+        **{k: v for k, v in TINY_SIMCLR.items() if "features" not in k},
+        "data.workers": 0,
+    },
     "finetune_digits": {**TINY_VIT, "data.split": "train[:20]"},
     "mae_digits": {**TINY_MAE, **TINY_DIGITS},
     "simclr_digits": {**TINY_SIMCLR, **TINY_DIGITS},
