@@ -284,7 +284,7 @@ def test_pmap_trains_evaluates_and_resumes_alike(unbroken, tmp_path):
     workdir = tmp_path / "pmap"
     settings = dict(parallelism__mode="pmap", checkpoint__keep=9)
     assert main(arguments(workdir, **settings)) == 0
-    checkpoints._remove(checkpoints.list_checkpoints(workdir / "checkpoints")[-1].path)
+    shutil.rmtree(checkpoints.list_checkpoints(workdir / "checkpoints")[-1].path)
     (workdir / "result.json").unlink()
     assert main(arguments(workdir)) == 0  # and a run may change the mode
     ours, theirs = records(workdir), records(unbroken)
