@@ -66,6 +66,7 @@ def test_padding_an_image_more_does_not_change_its_boxes(images):
 
 
 @pytest.mark.parametrize(("backbone", "upsample"), [(ViT(**BACKBONE), False), (RESNET, True)])
+@pytest.mark.slow
 def test_the_canvas_need_be_no_multiple_of_the_stride_and_changes_no_box(backbone, upsample):
     model = PlainDETR(backbone, **SMALL, upsample=upsample, encoder_layers=0)
     image = jnp.asarray(np.random.default_rng(0).normal(size=(1, 21, 37, 3)), jnp.float32)

@@ -150,6 +150,7 @@ def test_padding_to_an_even_number_of_tokens_keeps_a_mask_of_each_query(monkeypa
             jax.tree.map(functools.partial(np.testing.assert_allclose, atol=2e-5), run(mask), plain)
 
 
+@pytest.mark.slow
 def test_a_uniform_drop_path_is_that_of_every_block():
     """github.com/facebookresearch/deit, models_v2.py."""
     model = ViT(**{**SMALL, "depth": 2}, drop_path=0.5, drop_path_uniform=True)

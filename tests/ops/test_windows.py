@@ -130,7 +130,7 @@ def test_images_of_a_batch_do_not_see_each_other():
     assert np.abs(both - whole).max() > 0.1
 
 
-@pytest.mark.parametrize("step", [8, 16])
+@pytest.mark.parametrize("step", [pytest.param(8, marks=pytest.mark.slow), 16])
 def test_what_windows_see_does_not_depend_on_the_canvas(step):
     """Each image's windows end with its content, whatever lies beyond."""
     sizes, rng = [(16, 22), (30, 17), (9, 40)], np.random.default_rng(0)

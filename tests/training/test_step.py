@@ -67,6 +67,7 @@ def mixed():
     return make_task({"mixup": 0.5})
 
 
+@pytest.mark.slow
 def test_accumulation_equals_the_large_batch_in_what_is_dropped():
     task = make_task(dropout=0.2, drop_path=0.5, patch_dropout=0.25, depth=2, remat="full")
     whole = run(task)[-1]
