@@ -230,6 +230,7 @@ def test_a_journal_that_cannot_be_read_is_one_line(unbroken, tmp_path, capsys):
 def test_damaged_files_of_a_run_are_one_line(unbroken, tmp_path, capsys):
     for file, text, message in (
         ("result.json", "{", "result.json is damaged, it is no JSON"),
+        ("result.json", '{"metrics": {}}', "result.json is damaged: it lacks the key 'step'"),
         ("config.json", "[]", "config.json is damaged: it holds no object of keys"),
         ("config.json", "{}", "belongs to another config"),
     ):

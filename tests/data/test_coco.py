@@ -7,6 +7,7 @@ import pytest
 from faster_coco_eval.core import mask as coco_mask
 from PIL import Image
 
+from tests.data.refusals import fails
 from vitlab.data.annotations import RLE
 from vitlab.data.sources import open_source
 from vitlab.errors import InputError
@@ -228,13 +229,6 @@ def test_missing_files_and_splits(write, tmp_path):
     message = "without {split} in the path of the json the only split is train: 'val' does not"
     fails(write(CONTENT), message, "val")
     fails(f"coco:{tmp_path}/{{split}}.json", f"{tmp_path}/val.json: cannot be read", "val")
-
-
-def fails(spec, message, split="train"):
-    with pytest.raises(InputError) as caught:
-        open_source(spec, split)
-    assert message in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("size", [[40, 60], [10, 10]])

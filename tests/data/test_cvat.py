@@ -3,9 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.data.refusals import fails
 from vitlab.data.annotations import RLE
 from vitlab.data.sources import open_source
-from vitlab.errors import InputError
 
 META = """<meta><task><original_size><width>10</width><height>20</height></original_size><labels>
 <label><name>dog</name></label><label><name>cat</name></label>
@@ -268,10 +268,3 @@ def test_not_cvat(cvat, tmp_path, text, message):
 def test_missing_files(tmp_path):
     fails(f"cvat:{tmp_path}/no.xml", f"{tmp_path}/no.xml: cannot be read (No such file")
     fails(f"cvat:{tmp_path}/no.xml?classes=a", "unknown option 'classes', cvat: takes images")
-
-
-def fails(spec, message, split="train"):
-    with pytest.raises(InputError) as caught:
-        open_source(spec, split)
-    assert message in str(caught.value)
-    assert "\n" not in str(caught.value)

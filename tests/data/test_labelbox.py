@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.data.refusals import fails
 from vitlab.data.sources import open_source
-from vitlab.errors import InputError
 
 POINTS = [{"x": 1.5, "y": 2}, {"x": 3, "y": 4}, {"x": 1, "y": 8}]
 MASK = {"name": "dog", "annotation_kind": "ImageSegmentationMask", "mask": {"url": "https://x"}}
@@ -200,10 +200,3 @@ def test_splits_and_classes(labelbox, tmp_path):
 )
 def test_wrong_lines(labelbox, tmp_path, line, message):
     fails(labelbox(row(label(box())), line), message.replace("HERE", str(tmp_path)))
-
-
-def fails(spec, message, split="train"):
-    with pytest.raises(InputError) as caught:
-        open_source(spec, split)
-    assert message in str(caught.value)
-    assert "\n" not in str(caught.value)

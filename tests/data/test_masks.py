@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data.refusals import refused
 from vitlab.data.decode import decode_mask
 from vitlab.data.pipeline import train_batches
 from vitlab.data.preprocess import Preprocess
@@ -49,14 +50,6 @@ def only(spec, split="train"):
     source = open_source(spec, split)
     assert len(source) == 1
     return source, source.segments(0)
-
-
-def refused(message, spec, split="train"):
-    """That opening the source, or else reading its first segments, fails so, in one line."""
-    with pytest.raises(InputError) as caught:
-        open_source(spec, split).segments(0)
-    assert message in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 def test_ids(write, classes):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data.refusals import refused
 from vitlab.data.pipeline import train_batches
 from vitlab.data.preprocess import Preprocess
 from vitlab.data.sources import open_source
@@ -49,13 +50,6 @@ def write(tmp_path):
         return f"panoptic:{tmp_path}/{name}.json"
 
     return write
-
-
-def refused(message, spec, split="train"):
-    with pytest.raises(InputError) as caught:
-        open_source(spec, split).segments(0)
-    assert message in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 def test_segments(write):

@@ -4,8 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.data.refusals import fails
 from vitlab.data.sources import open_source
-from vitlab.errors import InputError
 
 RECT = {"name": "rect", "x": 1, "y": 2, "width": 3.5, "height": 1}
 POLYGON = {"name": "polygon", "all_points_x": [1.5, 3, 1], "all_points_y": [0, 2, 4]}
@@ -177,10 +177,3 @@ def test_splits(via, tmp_path):
 )
 def test_wrong_annotations(via, tmp_path, content, message):
     fails(via(content=content), message.replace("HERE", str(tmp_path)))
-
-
-def fails(spec, message, split="train"):
-    with pytest.raises(InputError) as caught:
-        open_source(spec, split)
-    assert message in str(caught.value)
-    assert "\n" not in str(caught.value)

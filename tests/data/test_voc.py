@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.data.refusals import fails
 from vitlab.data.sources import open_source
-from vitlab.errors import InputError
 
 
 @pytest.fixture
@@ -184,13 +184,6 @@ def test_missing_files_and_splits(voc, tmp_path):
     listed(tmp_path, train="a\n\nb\n")
     fails(spec, f"split 'val' does not exist: there is no {tmp_path}/ImageSets/Main/val.txt", "val")
     fails(spec, f"train.txt:3: there is no {tmp_path}/Annotations/b.xml")
-
-
-def fails(spec, message, split="train"):
-    with pytest.raises(InputError) as caught:
-        open_source(spec, split)
-    assert message in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 def test_lists_may_hold_names_with_blanks_and_a_byte_order_mark(voc, tmp_path):

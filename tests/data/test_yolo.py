@@ -3,10 +3,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.data.refusals import fails
 from vitlab.data import annotated, folders
 from vitlab.data import yolo as yolo_module
 from vitlab.data.sources import open_source
-from vitlab.errors import InputError
 
 YAML = "train: images/train\nval: images/val\nnames: [cat, dog]\n"
 
@@ -155,13 +155,6 @@ def test_missing_files(yolo, tmp_path):
     spec = yolo(a="")
     (tmp_path / "images/train/a.png").write_bytes(b"no image")
     fails(spec, "images/train/a.png: the image cannot be read (cannot identify image file")
-
-
-def fails(spec, message, split="train"):
-    with pytest.raises(InputError) as caught:
-        open_source(spec, split)
-    assert message in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 def test_a_folder_beside_the_yaml_may_be_written_as_one_above(tmp_path, write_image):

@@ -19,7 +19,7 @@ from vitlab.data.annotations import (
     brief,
     duplicates,
 )
-from vitlab.data.folders import read_file
+from vitlab.data.folders import can_be_called, read_file
 from vitlab.data.splits import INSTEAD
 from vitlab.errors import InputError
 
@@ -152,11 +152,7 @@ class CocoFile:
     def file_name(self, entry: dict, where: str) -> str:
         """What an entry's file is called."""
         name = self.get(entry, "file_name", str, where)
-        try:
-            possible = b"\0" not in os.fsencode(name)
-        except UnicodeEncodeError:  # Half a pair of surrogates.
-            possible = False
-        if not possible:
+        if not can_be_called(name):
             raise self.wrong(f"{where}.file_name", f"is {brief(name)}, which no file can be called")
         return name
 

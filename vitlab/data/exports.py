@@ -11,6 +11,7 @@ from etils import epath
 from vitlab.data.annotated import AnnotatedSource
 from vitlab.data.annotations import Annotations, Record, duplicates
 from vitlab.data.coco import paths_of_split
+from vitlab.data.folders import can_be_called
 from vitlab.data.voc import listed_classes
 from vitlab.errors import InputError
 
@@ -98,11 +99,8 @@ def notes(left_out: Sequence[LeftOut]) -> list[str]:
 
 def image_path(folder: str, name: str, where: str) -> str:
     """The path of an image by its name in a file from elsewhere, which must lie in the folder."""
-    try:
-        possible = name and b"\0" not in os.fsencode(name)
-    except UnicodeEncodeError:  # Half a pair of surrogates.
-        possible = False
-    if not possible or name.startswith("/") or ".." in name.split("/"):
+    outside = name.startswith("/") or ".." in name.split("/")
+    if not name or outside or not can_be_called(name):
         raise InputError(f"{where}: {name[:80]!r} is not the name of a file in {folder}")
     return os.path.join(folder, name)
 

@@ -149,6 +149,14 @@ def read_file(path: str) -> bytes:
         return file.read()
 
 
+def can_be_called(name: str) -> bool:
+    """Whether a file can have this name: not with a NUL, nor with half a pair of surrogates."""
+    try:
+        return b"\0" not in os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+
+
 def read_lines(path: str) -> list[str]:
     """The lines of a file in UTF-8, whether or not it begins with a byte order mark.
 

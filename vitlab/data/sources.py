@@ -20,6 +20,7 @@
 Every source understands the split grammar of TFDS (see `splits`).
 """
 
+import importlib
 import os
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -100,42 +101,25 @@ def open_source(spec: str, split: str) -> Source:
         from vitlab.data.idx import IdxSource
 
         return IdxSource(place, split, options.get("classes"))
-    if scheme == "coco":
-        from vitlab.data.coco import open_coco
-
-        return open_coco(place, options, split, spec)
-    if scheme == "voc":
-        from vitlab.data.voc import open_voc
-
-        return open_voc(place, options, split, spec)
-    if scheme == "yolo":
-        from vitlab.data.yolo import open_yolo
-
-        return open_yolo(place, options, split, spec)
-    if scheme == "masks":
-        from vitlab.data.masks import MaskSource
-
-        return MaskSource(place, options, split, spec)
-    if scheme == "panoptic":
-        from vitlab.data.panoptic import open_panoptic
-
-        return open_panoptic(place, options, split, spec)
-    if scheme == "cvat":
-        from vitlab.data.cvat import open_cvat
-
-        return open_cvat(place, options, split, spec)
-    if scheme == "labelbox":
-        from vitlab.data.labelbox import open_labelbox
-
-        return open_labelbox(place, options, split, spec)
-    if scheme == "via":
-        from vitlab.data.via import open_via
-
-        return open_via(place, options, split, spec)
+    if scheme in _OPENERS:
+        module, _, function = _OPENERS[scheme].partition(":")
+        opener = getattr(importlib.import_module(f"vitlab.data.{module}"), function)
+        return opener(place, options, split, spec)
     known = ", ".join(f"{name}:{example}" for name, example in _EXAMPLES.items())
     raise InputError(f"source {spec!r} is not known: the sources are digits, digit_scenes, {known}")
 
 
+# Those that are opened alike: with their place, options, split and source string.
+_OPENERS = {
+    "coco": "coco:open_coco",
+    "voc": "voc:open_voc",
+    "yolo": "yolo:open_yolo",
+    "masks": "masks:MaskSource",
+    "panoptic": "panoptic:open_panoptic",
+    "cvat": "cvat:open_cvat",
+    "labelbox": "labelbox:open_labelbox",
+    "via": "via:open_via",
+}
 _EXAMPLES = {
     "tfds": "NAME",
     "folder": "PATH",

@@ -218,6 +218,8 @@ class Setup:
                         f"{'; '.join(differ[:3])}. Give another --workdir"
                     )
             finished = checkpoints.read_json(result) if result.exists() else None
+            if finished is not None and "step" not in finished:
+                raise InputError(f"{result} is damaged: it lacks the key 'step'")
             distributed.wait_for_all("the working directory is read")
             if jax.process_index() == 0:
                 partial = workdir / ".config.json"
