@@ -270,6 +270,7 @@ def test_a_run_that_cannot_fit_is_told_what_would(tmp_path, capsys, monkeypatch)
     assert not (workdir / "metrics.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_images_are_stored_smaller_before_the_first_step(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     smaller = {"data__presize": 6}
@@ -294,6 +295,7 @@ def test_pmap_trains_evaluates_and_resumes_alike(unbroken, tmp_path):
         np.testing.assert_allclose(list(a.values()), list(b.values()), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_damaged_last_checkpoint_falls_back(unbroken, tmp_path, capsys):
     workdir = tmp_path / "damaged"
     assert main(arguments(workdir)) == 0
@@ -389,6 +391,7 @@ def test_changed_data_are_not_resumed_on(tmp_path, capsys):
     assert "examples were 16 and are 15" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_full_disk_fails_the_final_save_only(tmp_path, capsys, monkeypatch):
     usage = checkpoints.shutil.disk_usage("/")._replace(free=1000)
     monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda _: usage)

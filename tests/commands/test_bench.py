@@ -52,6 +52,7 @@ def test_all_that_is_measured(tmp_path, capsys):
     assert "against" not in found
 
 
+@pytest.mark.slow
 def test_data_need_not_be_there(capsys):
     """Nor do evaluators, or what the config starts from."""
     bench("--config.data.source=folder:/nowhere", "--config.init_from=/nowhere",

@@ -49,7 +49,7 @@ def test_a_training_image_of_vit_b16_is_105_gflop():
 @pytest.mark.parametrize(
     ("scan", "remat"),
     [
-        (True, "full"),
+        pytest.param(True, "full", marks=pytest.mark.slow),
         (True, "dots_saveable"),
         pytest.param(False, "full", marks=pytest.mark.slow),
         pytest.param(False, "dots_saveable", marks=pytest.mark.slow),
