@@ -7,7 +7,8 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from vitlab.data.pipeline import epoch_order, eval_batches, example_rng, train_batches
+from vitlab.data.order import epoch_order
+from vitlab.data.pipeline import eval_batches, example_rng, train_batches
 from vitlab.data.sources import open_source
 from vitlab.errors import InputError, NoRoomError
 
@@ -62,16 +63,12 @@ def test_a_batch_may_be_larger_than_the_split(numbered, decode):
     assert batch["epoch"].tolist() == [0, 0, 0, 1, 1, 1, 2, 2]
 
 
-def test_orders_and_draws_never_change():
+def test_draws_never_change():
     # Recorded: a run that is resumed under another NumPy has to see the same examples.
-    assert epoch_order(0, 0, 10).tolist() == [3, 2, 9, 7, 1, 5, 0, 4, 8, 6]
-    assert epoch_order(2**63 + 5, 7, 5).tolist() == [1, 4, 0, 3, 2]
     assert example_rng(1, 2, 3).integers(0, 1000, 4).tolist() == [711, 744, 253, 356]
 
 
 def test_seeds_epochs_and_examples_draw_apart():
-    orders = {tuple(epoch_order(seed, epoch, 50)) for seed in range(4) for epoch in range(4)}
-    assert len(orders) == 16
     draws = {
         example_rng(seed, epoch, index).random()
         for seed, epoch, index in itertools.product(range(-2, 3), range(5), range(5))
@@ -79,12 +76,15 @@ def test_seeds_epochs_and_examples_draw_apart():
     assert len(draws) == 125
 
 
-def test_orders_are_uniform():
-    # Over 2000 epochs every example is as often in every place: chi-squared with 81 degrees.
-    places = np.zeros((10, 10))
-    for epoch in range(2000):
-        places[np.arange(10), epoch_order(0, epoch, 10)] += 1
-    assert ((places - 200) ** 2 / 200).sum() < 81 + 4 * np.sqrt(2 * 81)
+def test_a_repeated_example_is_drawn_anew_each_time(numbered, decode):
+    batches = take(train_batches(numbered(6), decode, batch_size=6, seed=0, repeats=3), 3)
+    ids, draws = joined(batches, "id"), joined(batches, "draw")
+    assert sorted(ids) == sorted([*range(6)] * 3)
+    assert len(set(draws)) == 18
+    drawn = [
+        example_rng(0, e, i).random() for e, i in zip(joined(batches, "epoch"), ids, strict=True)
+    ]
+    np.testing.assert_array_equal(draws, np.float32(drawn))
 
 
 def test_starting_at_a_step_gives_the_rest_of_the_run(numbered, decode):

@@ -386,6 +386,14 @@ def test_initialisation_is_the_recipe(images):
     assert abs(params["cls"].std() / 0.02 - 1) < 0.3
     assert abs(params["head"]["kernel"].std() / 2e-5 - 1) < 0.2
 
+    params = init(ViT(**sizes, weight_init="deit"))  # deit3-jax: 0.02, cut off at two of it
+    kernels = {"/".join(k): x for k, x in flatten_dict(params).items() if k[-1] == "kernel"}
+    for path, kernel in kernels.items():
+        assert "head" in path or abs(kernel.std() / 0.0176 - 1) < 0.05, path
+        assert np.abs(kernel).max() < 0.04, path
+    assert abs(params["cls"].std() / 0.02 - 1) < 0.3
+    assert abs(params["position_embedding"]["table"].std() / 0.02 - 1) < 0.2
+
 
 @pytest.mark.parametrize(
     ("fields", "message"),

@@ -11,7 +11,8 @@ import jax
 import numpy as np
 import pytest
 
-from vitlab.data.pipeline import Order, epoch_order, train_batches
+from vitlab.data.order import Order
+from vitlab.data.pipeline import train_batches
 from vitlab.data.preprocess import Preprocess
 from vitlab.errors import InputError
 from vitlab.main import main
@@ -67,16 +68,6 @@ def images(source, string, steps=1, batch_size=BATCH, **options):
     """Those of some batches, and their ids."""
     batches = list(device_batches(source, string, steps, batch_size, **options))
     return [np.concatenate([batch[key] for batch in batches]) for key in ("image", "id")]
-
-
-def test_the_order_runs_across_epochs_of_any_length():
-    order = Order(5, 10)
-    whole = np.concatenate([epoch_order(5, epoch, 10) for epoch in range(4)])
-    for start, stop in [(0, 10), (7, 33), (10, 20), (29, 30)]:
-        ids, epochs = order(range(start, stop))
-        assert ids.dtype == epochs.dtype == np.int32
-        np.testing.assert_array_equal(ids, whole[start:stop])
-        np.testing.assert_array_equal(epochs, np.arange(start, stop) // 10)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import types
 import numpy as np
 import pytest
 
-from vitlab.data.pipeline import Order
+from vitlab.data.order import Order
 from vitlab.training import feeding
 
 
@@ -45,9 +45,8 @@ def test_a_call_ends_at_the_limit_and_a_second_is_under_way(seconds, most, monke
         read=lambda: ({}, following, "1 of 6 images are broken"),
         to_devices=lambda ids, epochs: ((ids, epochs), len(ids)),
     )
-    setup = types.SimpleNamespace(
-        cache=cache, source=range(6), experiment=types.SimpleNamespace(batch_size=4, seed=1)
-    )
+    exp = types.SimpleNamespace(batch_size=4, seed=1, data=types.SimpleNamespace(repeats=2))
+    setup = types.SimpleNamespace(cache=cache, source=range(6), experiment=exp)
     feed = feeding.FromDevice(setup, step_fn)
     assert feed.news() == "1 of 6 images are broken"
     assert feed.news() == ""
@@ -61,5 +60,5 @@ def test_a_call_ends_at_the_limit_and_a_second_is_under_way(seconds, most, monke
     assert {10, 20, 30} <= set(np.cumsum(counts))
     assert max(counts) == most
     assert counts[0] == 1  # before anything is known of their speed
-    expected, _ = Order(1, 6)(range(160))
+    expected, _ = Order(1, 6, repeats=2, batch_size=4)(range(160))
     np.testing.assert_array_equal(np.concatenate(seen), following[expected])

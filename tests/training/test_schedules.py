@@ -26,6 +26,14 @@ def test_cosine_with_warmup():
     np.testing.assert_allclose(lr, expected, atol=1e-7)
 
 
+def test_a_warmup_may_start_above_0():
+    lr = values(ScheduleConfig("cosine", warmup=Duration(20, "steps"), start_factor=0.1))
+    np.testing.assert_allclose(lr[:21], np.linspace(0.1 * PEAK, PEAK, 21), rtol=1e-6)
+    for wrong in (dict(start_factor=0.1), dict(start_factor=-0.1, warmup=Duration(20, "steps"))):
+        with pytest.raises(InputError, match="start_factor is -?0.1: .* needs a warm-up"):
+            ScheduleConfig(**wrong)
+
+
 def test_linear_and_constant_with_cooldown():
     lr = values(ScheduleConfig("linear", end_factor=0.1))
     np.testing.assert_allclose(lr, np.linspace(PEAK, 0.1 * PEAK, TOTAL + 1), rtol=1e-6)

@@ -1,11 +1,11 @@
 """The input pipeline: examples of a source to batches of arrays, the same on any machine.
 
 A batch is a function of the seed and the step alone. The global batch of step s holds the global
-positions s * batch_size, s * batch_size + 1, ...; position g is example `order[g % n]` of epoch
-`g // n`, where `order` is that epoch's permutation of the n examples. So the data position of a run
-is its integer step, and neither the number of processes, workers and threads nor an interruption
-changes a single bit. Grain (https://github.com/google/grain) loads the batches ahead of time in
-threads or worker processes; the batch index is the element that is split over them.
+positions s * batch_size, s * batch_size + 1, ..., and `vitlab.data.order` says which example is at
+which. So the data position of a run is its integer step, and neither the number of processes,
+workers and threads nor an interruption changes a single bit. Grain
+(https://github.com/google/grain) loads the batches ahead of time in threads or worker processes;
+the batch index is the element that is split over them.
 """
 
 import dataclasses
@@ -19,6 +19,7 @@ import numpy as np
 from absl import flags
 
 from vitlab import allocator
+from vitlab.data.order import Order
 from vitlab.data.sources import Source
 from vitlab.errors import InputError, NoRoomError, WorkerError
 
@@ -93,6 +94,7 @@ def train_batches(
     *,
     batch_size: int,
     seed: int,
+    repeats: int = 1,
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
@@ -117,6 +119,8 @@ def train_batches(
         preprocess: maps (example, generator) to the example as it goes into the batch. The
             generator is `example_rng(seed, epoch, id)`. It must not depend on anything else.
         batch_size: global, over all processes.
+        repeats: how often an example comes, each time with draws of its own, before it is another's
+            turn; `epoch` then counts these times too. See `Order`.
         start_step: the batches begin as those of a run from step 0 go on at this step.
         process_index, process_count: this process's consecutive rows of the global batch.
         workers: processes that load batches; 0 loads in this one.
@@ -131,11 +135,9 @@ def train_batches(
     Raises:
         InputError: a size that does not divide, or see `Batches`.
     """
-    load = _TrainBatch(
-        _Reader(source, preprocess, seed, on_error),
-        batch_size=batch_size,
-        rows=_rows(batch_size, process_index, process_count),
-    )
+    rows = _rows(batch_size, process_index, process_count)
+    order = Order(seed, len(source), repeats, batch_size)
+    load = _TrainBatch(_Reader(source, preprocess, seed, on_error), order, batch_size, rows)
     # Any run ends before step 2**40; Grain wants a length.
     steps = grain.MapDataset.range(start_step, 2**40)
     return Batches(_load_ahead(steps.map(load), workers, threads, prefetch), len(source))
@@ -191,51 +193,6 @@ def first_example(source: Source, preprocess: Preprocess, on_error: OnError) -> 
     return _stack([reader.first_readable(0, 0, {})], source)
 
 
-def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
-    """The order in which one epoch visits the examples: int32[num_examples], a permutation.
-
-    Drawn whole, 0.1 ms for two thousand examples and 25 ms for ImageNet: Grain's lazy shuffle
-    takes up to 25 microseconds for each single example of a small data set.
-    """
-    key = np.array([int(seed) % 2**64, epoch], np.uint64)
-    # The last word of the counter sets these draws apart from those of `example_rng`.
-    bits = np.random.Philox(key=key, counter=np.array([0, 0, 0, 1], np.uint64))
-    return np.random.Generator(bits).permutation(np.arange(num_examples, dtype=np.int32))
-
-
-class Order:
-    """Which examples a training visits, one after the other.
-
-    Args:
-        seed: of the shuffling.
-        num_examples: of the split.
-    """
-
-    def __init__(self, seed: int, num_examples: int):
-        self._seed, self._num_examples = seed, num_examples
-        self._orders: dict[int, np.ndarray] = {}
-
-    def __call__(self, positions: range) -> tuple[np.ndarray, np.ndarray]:
-        """The examples at consecutive global positions, and their epochs: int32[n] each."""
-        n, (start, stop) = self._num_examples, (positions.start, positions.stop)
-        epochs = range(start // n, (stop - 1) // n + 1)
-        ids = [self._order(epoch)[max(start - epoch * n, 0) : stop - epoch * n] for epoch in epochs]
-        return np.concatenate(ids), (np.arange(start, stop) // n).astype(np.int32)
-
-    def _order(self, epoch: int) -> np.ndarray:
-        orders = self._orders
-        if epoch not in orders:
-            # Two epochs are kept, for batches across a border. Threads that meet here draw the same
-            # order twice at worst.
-            orders = {e: order for e, order in orders.items() if abs(e - epoch) == 1}
-            orders[epoch] = epoch_order(self._seed, epoch, self._num_examples)
-            self._orders = orders
-        return orders[epoch]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_orders": {}}
-
-
 @dataclasses.dataclass(frozen=True)
 class _Reader:
     """Reads and preprocesses single examples."""
@@ -280,9 +237,9 @@ class _Reader:
 class _TrainBatch:
     """Maps a step to this process's rows of the global batch, and to what was broken."""
 
-    def __init__(self, reader: _Reader, *, batch_size: int, rows: range):
-        self._reader, self._batch_size, self._rows = reader, batch_size, rows
-        self._order = Order(reader.seed, len(reader.source))
+    def __init__(self, reader: _Reader, order: Order, batch_size: int, rows: range):
+        self._reader, self._order = reader, order
+        self._batch_size, self._rows = batch_size, rows
 
     def __call__(self, step: int) -> tuple[Batch, tuple[tuple[int, str], ...]]:
         broken: dict[int, str] = {}

@@ -60,6 +60,7 @@ class Attention(nn.Module):
     qkv_bias: str = "qkv"
     qk_norm: Callable | None = None
     qkv_init: Callable = XAVIER
+    out_init: Callable = XAVIER
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -83,7 +84,7 @@ class Attention(nn.Module):
         if self.is_mutable_collection(INSPECTED):  # asked for: see `models.attention_weights`
             self.sow(INSPECTED, "weights", attention_weights(query, key, mask, bias))
         y = rearrange(attention(query, key, value, mask, bias), "b t h d -> b t (h d)")
-        return dense(kernel_init=XAVIER, name="out")(y)
+        return dense(kernel_init=self.out_init, name="out")(y)
 
 
 class Mlp(nn.Module):
@@ -92,13 +93,14 @@ class Mlp(nn.Module):
     mlp_dim: int
     kind: str = "gelu"
     dropout: float = 0.0
+    kernel_init: Callable = XAVIER
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x, keys=None):
         """x: f[batch, ..., width] -> the same; keys: key[batch], None turns the dropout off."""
-        bias_init = nn.initializers.normal(1e-6)
-        dense = partial(Dense, kernel_init=XAVIER, bias_init=bias_init, dtype=self.dtype)
+        inits = {"kernel_init": self.kernel_init, "bias_init": nn.initializers.normal(1e-6)}
+        dense = partial(Dense, dtype=self.dtype, **inits)
         y = dense(self.mlp_dim, name="fc1")(x)
         if self.kind == "swiglu":
             y = nn.silu(dense(self.mlp_dim, name="gate")(x)) * y

@@ -38,6 +38,14 @@ VARIANTS = {
 }
 # MAE draws the patch kernel as a matrix.
 XAVIER_PATCH = nn.initializers.xavier_uniform(in_axis=(0, 1, 2), out_axis=3)
+TRUNCATED = nn.initializers.truncated_normal(0.02)
+# Of the patch kernel, of those of query, key and value, of all others of the blocks; the standard
+# deviations of the class token and of learned positions, None for width**-0.5.
+WEIGHT_INITS = {
+    "big_vision": (nn.initializers.lecun_normal(), XAVIER, XAVIER, 0.0, None),
+    "mae": (XAVIER_PATCH, XAVIER_QKV, XAVIER, 0.02, 0.02),
+    "deit": (TRUNCATED, TRUNCATED, TRUNCATED, 0.02, 0.02),
+}
 
 
 class LearnedPosition(nn.Module):
@@ -158,7 +166,7 @@ class ViT(nn.Module):
     pre_norm: bool = False  # a norm before the blocks, and no bias of the patch embedding (CLIP)
     norm_after_pool: bool = False  # the last norm is after the pool (MAE's fine-tuning)
     rep_size: int | bool = False  # width of a tanh layer before the head; True: the model's
-    weight_init: Literal["big_vision", "mae"] = "big_vision"  # patch, qkv, class token, positions
+    weight_init: Literal["big_vision", "mae", "deit"] = "big_vision"  # see `WEIGHT_INITS`
     head_init_std: float = 0.0  # of the head, normal
     head_init_bias: float = 0.0  # big_vision's sigmoid loss starts at -6.9
     norm_eps: float = 1e-6
@@ -205,21 +213,21 @@ class ViT(nn.Module):
         super().__post_init__()
 
     def setup(self):
-        width, mae, dtype = self.width, self.weight_init == "mae", self.dtype
+        width, dtype = self.width, self.dtype
         normal = nn.initializers.normal
         norm = partial(LayerNorm, self.norm_eps, dtype=dtype)
-        init = XAVIER_PATCH if mae else nn.initializers.lecun_normal()
+        init, qkv_init, kernel_init, token_std, std = WEIGHT_INITS[self.weight_init]
         if self.stem == "conv":
             self.patch_embedding = ConvStem(self.patch_size, width, norm, dtype)
         else:
             self.patch_embedding = PatchEmbedding(
                 width, self.patch_size, not self.pre_norm, init, dtype
             )
-        std = 0.02 if mae else width**-0.5
+        std = std or width**-0.5
         self.position_embedding = LearnedPosition(width, std)
         prefix = []
         if self.class_token:
-            prefix += [self.param("cls", normal(0.02 if mae else 0.0), (1, 1, width))]
+            prefix += [self.param("cls", normal(token_std), (1, 1, width))]
         if self.class_token and self.class_position and self.pos_embed == "learned":
             # Not +=, which would change an array of numpy.
             prefix[0] = prefix[0] + self.param("cls_position", normal(std), (1, 1, width))
@@ -227,9 +235,9 @@ class ViT(nn.Module):
             prefix += [self.param("registers", normal(0.02), (1, self.num_registers, width))]
         self.prefix = prefix
 
-        attend = partial(Attention, self.num_heads, dtype=dtype)
-        mlp = partial(Mlp, self.mlp_dim, self.mlp, dtype=dtype)
-        qkv = {"qkv_bias": self.qkv_bias, "qkv_init": XAVIER_QKV if mae else XAVIER}
+        attend = partial(Attention, self.num_heads, out_init=kernel_init, dtype=dtype)
+        mlp = partial(Mlp, self.mlp_dim, self.mlp, kernel_init=kernel_init, dtype=dtype)
+        qkv = {"qkv_bias": self.qkv_bias, "qkv_init": qkv_init}
         block_attend = partial(attend, qk_norm=norm if self.qk_norm else None, **qkv)
         block_mlp = partial(mlp, dropout=self.dropout)
         block = partial(self.block_class(), block_attend, block_mlp, norm, self.layer_scale)

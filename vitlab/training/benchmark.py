@@ -154,6 +154,7 @@ def _batches(setup: Setup, batch_size: int) -> Iterator[Iterator[dict[str, np.nd
         setup.preprocess,
         batch_size=batch_size,
         seed=exp.seed,
+        repeats=exp.data.repeats,
         workers=exp.data.workers,
         on_error=exp.data.on_error,
     )

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import jax
 
 from vitlab import distributed
-from vitlab.data.pipeline import Order, train_batches
+from vitlab.data.order import Order
+from vitlab.data.pipeline import train_batches
 from vitlab.training import parallelism
 from vitlab.training.setup import Setup
 from vitlab.training.step import TrainState
@@ -38,6 +39,7 @@ class FromHost:
             setup.preprocess,
             batch_size=exp.batch_size,
             seed=exp.seed,
+            repeats=exp.data.repeats,
             start_step=start,
             process_index=index,
             process_count=count,
@@ -96,7 +98,8 @@ class FromDevice:
         self._step_fn, self._data = step_fn, setup.cache
         self._batch_size = setup.experiment.batch_size
         self._examples, self._following, self._broken = setup.cache.read()
-        self._order = Order(setup.experiment.seed, len(setup.source))
+        exp = setup.experiment
+        self._order = Order(exp.seed, len(setup.source), exp.data.repeats, exp.batch_size)
         # Steps since the devices were last waited for, the most of them, and when that was.
         self._under_way, self._most, self._since = 0, 1, time.monotonic()
 

@@ -20,8 +20,9 @@ class ScheduleConfig:
             `sqrt(t / (t + step))` after the warm-up, with `t` the `timescale` ("Scaling Vision
             Transformers", Zhai et al. 2022); `stair` multiplies by `decay_factor` at each of
             `decay_at`.
-        warmup: linear from 0.
+        warmup: linear from `start_factor`, a fraction of the peak.
         cooldown: linear to 0 at the end, whatever the body.
+        start_factor: see `warmup`.
         end_factor: what cosine, linear and poly end at, as a fraction of the peak.
         power: of poly.
         timescale: of rsqrt.
@@ -32,6 +33,7 @@ class ScheduleConfig:
     name: Literal["cosine", "linear", "poly", "constant", "rsqrt", "stair"] = "cosine"
     warmup: Duration = Duration()
     cooldown: Duration = Duration()
+    start_factor: float = 0.0
     end_factor: float = 0.0
     power: float = 0.9
     timescale: Duration = Duration(10_000, "steps")
@@ -43,6 +45,11 @@ class ScheduleConfig:
             raise InputError(
                 f"decay_at is {list(self.decay_at)} and the schedule {self.name}: stair "
                 "needs fractions of the training such as [0.5, 0.75], others none"
+            )
+        if not 0 <= self.start_factor <= 1 or self.start_factor and not self.warmup.amount:
+            raise InputError(
+                f"start_factor is {self.start_factor}: a fraction in [0, 1] of the peak, which "
+                "needs a warm-up"
             )
         if self.end_factor and self.name not in ("cosine", "linear", "poly"):
             raise InputError(f"end_factor does nothing to the schedule {self.name}")
@@ -103,7 +110,7 @@ def make_schedule(
         def body(step):
             return peak * jnp.sqrt(timescale / (timescale + step))
 
-    rise = optax.linear_schedule(0.0, peak, warmup)
+    rise = optax.linear_schedule(config.start_factor * peak, peak, warmup)
     whole = optax.join_schedules([rise, body], [warmup]) if warmup else body
     if not cooldown:
         return whole
