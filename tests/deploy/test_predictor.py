@@ -223,6 +223,26 @@ def test_arrays_that_are_no_picture_are_one_line(classifier, picture):
         classifier.predict(picture)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"tta": True}, "tta is True: it is 'flip' or None"), ({"batch_size": 0}, "batch_size is 0")],
+)
+def test_options_that_mean_nothing_are_refused(classifier, options, message):
+    with pytest.raises(InputError, match=message):
+        next(classifier.stream([scene()], **options))
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_pillow_s_images_of_32_bits_are_grey_levels_or_refused(classifier, mode):
+    grey = Image.fromarray(scene()).convert("L")
+    np.testing.assert_array_equal(classifier.pixels(grey.convert(mode)), classifier.pixels(grey))
+    deep = Image.fromarray(np.asarray(grey).astype(np.int32) * 16).convert(mode)
+    with pytest.raises(InputError, match="32 bits from .* to .*: give them as 8 bits"):
+        classifier.pixels(deep)
+    with pytest.raises(InputError, match="32 bits from 0 to 1: give them as 8 bits"):
+        classifier.pixels(Image.fromarray(np.eye(4, dtype=np.float32)))
+
+
 def test_one_bad_image_of_a_batch_is_one_error(classifier, monkeypatch):
     """As where the model gives values for it that are not finite."""
     outputs = classifier._outputs

@@ -101,6 +101,8 @@ def test_the_projector_is_version_2_s():
     apply = jax.jit(lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"]))
     (projections, stages), state = apply(variables, views)
     assert projections.shape == (6, 128)
+    kernel = variables["params"]["projector_2"]["kernel"]
+    assert abs(kernel.std() / 0.01 - 1) < 0.1  # as in the authors' code
     np.testing.assert_allclose(projections.mean(0), 0, atol=1e-5)  # of both views together
     assert stages["pre_logits"].shape == (6, 8)
     assert set(state["batch_stats"]) == {f"projector_norm_{i}" for i in range(3)}

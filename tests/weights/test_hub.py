@@ -62,11 +62,19 @@ def test_an_index_of_pieces_that_names_none_is_one_line(tmp_path, mapped):
         load(tmp_path)
 
 
-def test_what_is_published_and_what_is_a_run(tmp_path):
+def test_what_is_published_and_what_is_a_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
     file = ref.write(tmp_path / "a", ref.reference("weights_hf_vit"))
     np.savez(tmp_path / "b.npz", a=np.zeros(3))
-    for name in (file, file.parent, "hf:acme/tiny", f"{tmp_path}/b.npz:img"):
+    for name in (file, file.parent, "hf:acme/tiny", f"{tmp_path}/b.npz:img", "~/b.npz"):
         assert is_published(str(name))
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    assert find("~/b.npz:img")[1] == "img"
+    pieces = tmp_path / "pieces" / "pytorch_model.bin.index.json"  # of torch's own format
+    pieces.parent.mkdir()
+    pieces.write_text(json.dumps({"weight_map": {"a": "pytorch_model-1.bin"}}))
+    (pieces.parent / "pytorch_model-1.bin").touch()
+    assert is_published(str(pieces.parent))
+    assert [each.name for each in find(str(pieces.parent))[0].weights] == ["pytorch_model-1.bin"]
     for name in (tmp_path / "run", tmp_path / "nothing", "runs/mae"):
         assert not is_published(str(name))

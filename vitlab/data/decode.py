@@ -217,7 +217,11 @@ def decode_mask(data: bytes) -> np.ndarray:
 
 
 def pixels_of(picture: Image.Image, channels: Literal[1, 3] = 3) -> np.ndarray:
-    """A Pillow image of any mode as `decode` gives it: uint8[height, width, channels]."""
+    """A Pillow image of any mode as `decode` gives it: uint8[height, width, channels].
+
+    Raises:
+      InputError: its pixels are numbers of 32 bits that are no grey levels from 0 to 255.
+    """
     return _pixels(_upright(picture, _orientation(picture)), channels)
 
 
@@ -334,9 +338,18 @@ def _upright(picture: Image.Image, orientation: int) -> Image.Image:
 
 
 def _pixels(picture: Image.Image, channels: int) -> np.ndarray:
-    if picture.mode.startswith("I"):  # 16 bits a pixel, in one of several layouts.
+    if picture.mode.startswith("I;16"):  # In one of several layouts.
         upper = (np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
         picture = Image.fromarray(upper)
+    elif picture.mode in ("I", "F"):
+        values = np.asarray(picture)
+        low, high = values.min(), values.max()
+        # Most that lie between 0 and 1 are meant to be scaled, which nobody but their maker knows.
+        if not 0 <= low <= high <= 255 or picture.mode == "F" and high <= 1:
+            raise InputError(
+                f"pixels of 32 bits from {low:g} to {high:g}: give them as 8 bits, from 0 to 255"
+            )
+        picture = Image.fromarray(values.astype(np.uint8))
     elif picture.mode == "P" and "transparency" in picture.info:
         # The same colours as straight to RGB, without Pillow's warning.
         picture = picture.convert("RGBA")

@@ -102,7 +102,14 @@ class Predictor:
 
         Files are read and prepared by threads ahead of the model. Pictures that the preprocessing
         makes of one size share a batch. A broken picture has an error in its place.
+
+        Raises:
+            InputError: a batch of no size, or an augmentation that there is not.
         """
+        if batch_size < 1:
+            raise InputError(f"batch_size is {batch_size} but must be 1 or more")
+        if tta not in (None, "flip"):
+            raise InputError(f"tta is {tta!r}: it is 'flip' or None")
         views = [self.preprocess, *([_mirrored(self.preprocess)] if tta == "flip" else [])]
         if len(views) > self.model.task.views:
             raise InputError(
@@ -155,6 +162,8 @@ class Predictor:
         if isinstance(picture, Image.Image):
             try:
                 return pixels_of(picture, self.channels)
+            except InputError:
+                raise
             except Exception as error:  # Pillow reads a file's pixels only now.
                 raise InputError(f"the image is damaged or cut short: {error}") from None
         if isinstance(picture, bytes):

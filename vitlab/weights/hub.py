@@ -12,7 +12,12 @@ from vitlab.errors import InputError
 
 HUB = "hf:"
 # What a folder or a repository may hold, the safest first.
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +40,7 @@ class Found:
 
 def is_published(name: str) -> bool:
     """Whether a name is of the hub, of a file, or of a folder with weights and no checkpoints."""
+    name = os.path.expanduser(name)
     path = pathlib.Path(name)
     if name.startswith(HUB) or path.is_file() or _cut(name)[1]:
         return True
@@ -53,7 +59,7 @@ def find(name: str) -> tuple[Found, str]:
     """
     if name.startswith(HUB):
         return _found(name, *_from_hub(name)), ""
-    name, part = _cut(name)
+    name, part = _cut(os.path.expanduser(name))
     path = pathlib.Path(name)
     if path.is_dir():
         for file in WEIGHTS:
