@@ -128,6 +128,7 @@ def first(content):
             "categories[1].isthing is 2 but must be 0 or 1",
         ),
         (lambda c: c["categories"][1].update(id=17), "categories has the id 17 twice"),
+        (lambda c: c["categories"][1].update(name="cat"), "categories has the name 'cat' twice"),
         (
             lambda c: c["annotations"][0].update(image_id=8),
             "annotations[0].image_id is 8, which is not among the images",
