@@ -81,6 +81,19 @@ def test_coordinates_outside_are_clipped_and_noted(yolo):
     assert len(source.notes) == 1
 
 
+def test_keypoints_are_no_outline(yolo, tmp_path):
+    spec = yolo(f"{YAML}kpt_shape: [3, 2]\n", a="1 0.5 0.25 0.2 0.1 0.4 0.2 0.5 0.2 0 0", b="")
+    source = open_source(spec, "train")
+    found = by_name(source)["a"]
+    np.testing.assert_allclose(found.boxes, [[4, 4, 6, 6]])
+    assert found.segmentations == (None,)
+    assert source.notes == [f"{tmp_path}/data.yaml: kpt_shape: keypoints were left out"]
+    fails(
+        yolo(f"{YAML}kpt_shape: [2, 3]\n", a="0 0.5 0.5 1 1"), "a.txt:1: has 5 numbers: a class, a"
+    )
+    fails(yolo(f"{YAML}kpt_shape: 17\n"), "data.yaml: kpt_shape must be two numbers")
+
+
 @pytest.mark.parametrize("path", ["", "path: .\n", "path: ''\n"])
 @pytest.mark.parametrize(
     "train",

@@ -1,5 +1,6 @@
 """YOLO's text files (https://docs.ultralytics.com/datasets/detect) as a source."""
 
+import math
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -27,8 +28,9 @@ def open_yolo(place: str, options: dict[str, str], split: str, spec: str) -> Ann
     its suffix by ".txt"; without that file, or with nothing in it, it is an image of no object.
 
     A line is `class x y width height` of a box by its centre, or `class x y x y x y ...` of a
-    polygon, whose bounds are the box; all as parts of the image's width and height. Images are
-    numbered from 1 in sorted order, in each split; categories are numbered from 1 too.
+    polygon, whose bounds are the box; all as parts of the image's width and height. Where the yaml
+    has `kpt_shape`, a line is a box and keypoints, which are left out. Images are numbered from 1
+    in sorted order, in each split; categories are numbered from 1 too.
 
     Args:
         place: of the yaml.
@@ -44,6 +46,8 @@ def open_yolo(place: str, options: dict[str, str], split: str, spec: str) -> Ann
     content = _parse(path)
     class_names = _class_names(content.get("names"), path)
     root = path.parent / _text(content.get("path", "."), f"{path}: path")
+    keypoints = _keypoints(content.get("kpt_shape"), path)
+    notes = (f"{path}: kpt_shape: keypoints were left out",) if keypoints else ()
 
     def read(name: str) -> Annotations:
         if name not in _SPLITS or not content.get(name):
@@ -51,9 +55,11 @@ def open_yolo(place: str, options: dict[str, str], split: str, spec: str) -> Ann
             raise InputError(f"{spec}: split {name!r} does not exist: there is {there}")
         images = sorted(set(_images(content[name], root, f"{path}: {name}")))
         records = (
-            _record(image, number, root, class_names) for number, image in enumerate(images, 1)
+            _record(image, number, root, class_names, keypoints)
+            for number, image in enumerate(images, 1)
         )
-        return Annotations(class_names, tuple(range(1, len(class_names) + 1)), tuple(records))
+        ids = tuple(range(1, len(class_names) + 1))
+        return Annotations(class_names, ids, tuple(records), notes)
 
     return AnnotatedSource(spec, split, read)
 
@@ -86,6 +92,17 @@ def _class_names(names: Any, path: epath.Path) -> tuple[str, ...]:
     return found
 
 
+def _keypoints(shape: Any, path: epath.Path) -> int:
+    """How many numbers of keypoints follow each box."""
+    if shape is None:
+        return 0
+    if not isinstance(shape, list) or not all(type(n) is int and n > 0 for n in shape):
+        raise InputError(
+            f"{path}: kpt_shape must be two numbers, of keypoints and of each's values"
+        )
+    return math.prod(shape)
+
+
 def _text(value: Any, where: str) -> str:
     if not isinstance(value, str):  # Yaml reads `no` as false and `8` as a number.
         raise InputError(f"{where} is {brief(value)} but must be text: put it in quotes")
@@ -111,14 +128,14 @@ def _images(place: Any, root: epath.Path, where: str) -> Iterator[str]:
         raise InputError(f"{where}: {path} is neither a folder nor a .txt file")
 
 
-def _record(path: str, number: int, root: epath.Path, class_names: tuple[str, ...]) -> Record:
+def _record(path: str, number: int, root: epath.Path, class_names, keypoints: int) -> Record:
     size = read_size(path)
     labels = epath.Path(_label_path(path))
     lines = []
     if labels.exists():
         lines = read_lines(os.fspath(labels))
     objects = tuple(
-        _object(line.split(), size, class_names, f"{labels}:{row}")
+        _object(line.split(), size, class_names, keypoints, f"{labels}:{row}")
         for row, line in enumerate(lines, start=1)
         if line.strip()
     )
@@ -131,7 +148,7 @@ def _label_path(path: str) -> str:
     return (f"{above}/labels/{below}" if found else above + below)[1:] + ".txt"
 
 
-def _object(words: list[str], size, class_names: tuple[str, ...], where: str) -> Object:
+def _object(words: list[str], size, class_names, keypoints: int, where: str) -> Object:
     try:
         label, *values = map(float, words)
     except ValueError:
@@ -144,6 +161,13 @@ def _object(words: list[str], size, class_names: tuple[str, ...], where: str) ->
             "count from 0"
         )
     name = class_names[int(label)]
+    if keypoints:
+        if len(values) != 4 + keypoints:
+            raise InputError(
+                f"{where}: has {len(words)} numbers: a class, a box of 4 and, of keypoints, "
+                f"{keypoints}"
+            )
+        values = values[:4]
     if len(values) == 4:
         centre, sides = np.array(values).reshape(2, 2) * size
         corners = np.stack([centre - sides / 2, centre + sides / 2])
