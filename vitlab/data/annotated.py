@@ -133,6 +133,11 @@ class AnnotatedSource:
                 most = max(most, int((has_area & ~each.crowd).sum()))
         return most
 
+    def most_segments(self) -> int:
+        """The most that an image can have without crowds, if every object is seen, and the
+        background."""
+        return max(int((~each.crowd).sum()) for each in self._annotations) + 1
+
     def annotation(self, index: int) -> Annotation:
         """What is known of example `index`, without its image."""
         return dataclasses.replace(self.objects(index), segmentations=self._outlines[index])
