@@ -9,8 +9,8 @@
 | `images:PATH` | every image file below PATH, without labels, as the one split `train` |
 | `idx:PATH[?classes=a,b,c]` | the four files of the MNIST family, plain or gzipped |
 | `coco:INSTANCES.json[?images=PATH]` | COCO's objects; `{split}` in either is filled in |
-| `voc:PATH[?classes=a,b,c&offset=1]` | Pascal VOC's Annotations, JPEGImages and ImageSets/Main |
-| `yolo:data.yaml` | YOLO's labels, a text file an image |
+| `voc:PATH[?classes=a,b,c&offset=1]` | Pascal VOC's folders, or LabelImg's one |
+| `yolo:data.yaml` or `yolo:FOLDER` | YOLO's labels, a text file an image |
 | `masks:PATH[?images=...&masks=...&classes=...]` | images with masks of class ids or colours |
 | `panoptic:PANOPTIC.json[?images=PATH&masks=PATH]` | COCO's panoptic segments |
 | `cvat:FILE.xml[?images=PATH]` | CVAT's xml 1.1, for images or for video |
