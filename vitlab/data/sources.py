@@ -16,6 +16,7 @@
 | `cvat:FILE.xml[?images=PATH]` | CVAT's xml 1.1, for images or for video |
 | `labelbox:FILE.ndjson[?images=PATH&classes=a,b,c&project=ID&label=last]` | Labelbox's export |
 | `via:FILE.json[?images=PATH&classes=a,b,c&label=NAME]` | VGG Image Annotator's 1 and 2 |
+| `labelme:FOLDER[?images=PATH&classes=a,b,c]` | LabelMe's json files, one an image |
 
 Every source understands the split grammar of TFDS (see `splits`).
 """
@@ -119,6 +120,7 @@ _OPENERS = {
     "cvat": "cvat:open_cvat",
     "labelbox": "labelbox:open_labelbox",
     "via": "via:open_via",
+    "labelme": "labelme:open_labelme",
 }
 _EXAMPLES = {
     "tfds": "NAME",
@@ -133,6 +135,7 @@ _EXAMPLES = {
     "cvat": "FILE.xml",
     "labelbox": "FILE.ndjson",
     "via": "FILE.json",
+    "labelme": "FOLDER",
 }
 _OPTIONS = {
     "tfds": ("data_dir",),
@@ -147,4 +150,5 @@ _OPTIONS = {
     "cvat": ("images",),
     "labelbox": ("images", "classes", "project", "label"),
     "via": ("images", "classes", "label"),
+    "labelme": ("images", "classes"),
 }
