@@ -41,7 +41,7 @@ def get_config(arg=None):
     )
     if arg.backbone not in BACKBONES:
         raise InputError(f"config argument backbone is {arg.backbone!r}: resnet or vit")
-    one_split = arg.source.startswith(("coco:", "labelbox:", "via:"))
+    one_split = arg.source.startswith(("coco:", "labelbox:", "via:", "labelme:"))
     holdout = arg.holdout or (one_split and "{split}" not in arg.source)
     ending = f'pad_boxes({arg.max_boxes})|normalize("imagenet")'
 

@@ -48,7 +48,7 @@ def get_config(arg=None):
     )
     if arg.model not in MODELS:
         raise InputError(f"config argument model is {arg.model!r}: unet or segmenter")
-    one_split = arg.source.startswith(("coco:", "labelbox:", "via:"))
+    one_split = arg.source.startswith(("coco:", "labelbox:", "via:", "labelme:"))
     holdout = arg.holdout or (one_split and "{split}" not in arg.source)
     ending = 'semantic|normalize("imagenet")'
 

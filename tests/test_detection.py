@@ -275,5 +275,5 @@ def test_more_objects_than_places_are_told_before_training(tmp_path, capsys):
     source = write_coco(tmp_path / "many", objects=6)
     settings = {**DETECTOR, "data.source": source, "data.on_error": "skip", "evaluators": "{}"}
     assert run("detr_digit_scenes", tmp_path / "run", settings) == 2
-    said = "config.data.preprocess: pad_boxes(5), but an image has 6 of them: pad_boxes(6) has room"
+    said = "config.data.preprocess: pad_boxes(5), but an image has up to 6 of them: pad_boxes(6)"
     assert said in capsys.readouterr().err

@@ -214,6 +214,15 @@ def test_more_segments_than_queries_and_a_mask_beyond_the_classes_are_one_line(t
     assert re.search(r"masks/\d+.png.* 2", capsys.readouterr().err)
 
 
+def test_masks_of_0_and_255_are_refused_where_255_is_void(tmp_path, capsys):
+    source = write_masks(tmp_path / "own")
+    for path in (tmp_path / "own/masks").glob("*.png"):
+        Image.fromarray(np.asarray(Image.open(path)) * np.uint8(255)).save(path)
+    settings = {**SEGMENTER, "data.source": source, "evaluators": "{}"}
+    assert run(MASK, tmp_path / "run", settings) == 2
+    assert "the first masks have no class but paper, and the id 255" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_broken_mask_is_skipped_in_training_and_in_evaluation(tmp_path, capsys):
     """Also where it is a batch by itself, the first one of all."""

@@ -157,9 +157,19 @@ def test_room_for_boxes_is_checked_against_the_annotations():
     ops = Preprocess.parse("decode|pad_boxes(4)|value_range(-1,1)").ops
     check_room(ops, found)
     ops = Preprocess.parse("decode|pad_boxes(3)|value_range(-1,1)").ops
-    said = r"pad_boxes\(3\), but an image has 4 of them: pad_boxes\(4\) has room for all$"
+    said = r"pad_boxes\(3\), but an image has up to 4 of them: pad_boxes\(4\) has room for all$"
     with pytest.raises(InputError, match=said):
         check_room(ops, found)
+
+
+def test_room_for_segments_is_for_all_objects_and_the_background():
+    square = (np.array([[1, 1], [3, 1], [3, 3], [1, 3.0]]),)
+    objects = [Object("cat", (1, 1, 3, 3), crowd=i == 0, segmentation=square) for i in range(5)]
+    found = source(*objects)
+    assert found.most_segments() == 5
+    check_room(Preprocess.parse("decode|pad_segments(5)|value_range(-1,1)").ops, found)
+    with pytest.raises(InputError, match=r"pad_segments\(4\), but an image has up to 5 of them"):
+        check_room(Preprocess.parse("decode|pad_segments(4)|value_range(-1,1)").ops, found)
 
 
 def test_values_in_errors_are_short():

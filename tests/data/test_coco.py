@@ -155,7 +155,6 @@ def test_compressed_masks_are_those_of_coco(write):
         ("images", [{**IMAGES[0], "width": 0}], "images[0] has a width and height of 0 x 6"),
         ("images", [{**IMAGES[0], "width": "8"}], "images[0].width is '8' but must be a whole"),
         ("categories", [{"id": 1, "name": "a"}] * 2, "categories has the id 1 twice"),
-        ("categories", [{"id": i, "name": "a"} for i in (1, 2)], "has the name 'a' twice"),
     ],
 )
 def test_wrong_tables(write, key, change, message):
@@ -163,6 +162,26 @@ def test_wrong_tables(write, key, change, message):
     if change is None:
         del content[key]
     fails(write(content), message)
+
+
+def test_of_categories_with_one_name_the_one_with_annotations_is_kept(write, tmp_path):
+    """Roboflow writes the project's name as a category 0 of nothing."""
+
+    def named(*ids, annotations=CONTENT["annotations"][:1]):
+        categories = [{"id": i, "name": "dog"} for i in ids] + [{"id": 2, "name": "cat"}]
+        return write({**CONTENT, "categories": categories, "annotations": annotations})
+
+    source = open_source(named(0, 7), "train")
+    assert (source.class_names, source.category_ids) == (("cat", "dog"), (2, 7))
+    assert by_name(source)["a.jpg"].labels.tolist() == [1]
+    assert source.notes == [
+        f"{tmp_path}/train.json: the category 0, without annotations, was left out: 7 is called "
+        "'dog' too"
+    ]
+    assert open_source(named(9, 7), "train").category_ids == (2, 7)
+    assert open_source(named(0, 7, annotations=[]), "train").category_ids == (2, 7)
+    both = [{**CONTENT["annotations"][0], "id": i, "category_id": i} for i in (0, 7)]
+    fails(named(0, 7, annotations=both), "train.json: categories has the name 'dog' twice")
 
 
 @pytest.mark.parametrize(

@@ -198,6 +198,20 @@ def test_segments(cvat):
     assert counts.tolist() == [50, 0, 150]  # Two pixels of the mask, of which none is below 4.
 
 
+def test_z_order_says_which_object_is_seen(cvat):
+    small, large = "4,4;6,4;6,6;4,6", "2,2;8,2;8,8;2,8"
+
+    def polygon(label, points, z):
+        return f'<polygon label="{label}" points="{points}" {z}/>'
+
+    below, above = 'z_order="-1"', 'z_order="1"'
+    for z, seen in ((("", ""), "cat"), ((below, ""), "dog"), ((above, above), "cat")):
+        shapes = polygon("cat", small, z[0]), polygon("dog", large, z[1])
+        source = open_source(cvat(image(*shapes)), "train")
+        segments = source.segments(0)
+        assert source.segment_names[segments.labels[segments.map[5, 5]]] == seen
+
+
 @pytest.mark.parametrize(
     ("inside", "message"),
     [
@@ -216,6 +230,7 @@ def test_segments(cvat):
         (image(mask("-1, 7")), "rle must be lengths of runs that sum to 3 x 2"),
         (image(mask("0.5, 5.5")), "rle must be lengths of runs that sum to 3 x 2"),
         (image(mask("1; 5")), "rle is '1; 5' but must be a finite number"),
+        (image(box(rotation='z_order="top"')), "shape 1: z_order is 'top' but must be a finite"),
         (image(mask(left=8)), "shape 1: does not lie within the 10 x 20 image"),
         (image(mask(top=-1)), "shape 1: does not lie within the 10 x 20 image"),
         (image(mask("0", width=0)), "shape 1: does not lie within the 10 x 20 image"),

@@ -1,4 +1,5 @@
 import pickle
+import re
 import zlib
 from pathlib import Path
 
@@ -125,6 +126,35 @@ def test_ignored_ids_and_an_offset(write):
     )
     refused("255 (1 pixels)", f"{spec}?classes=a,b,c,d&ignore=17,")
     refused("17 (1 pixels)", f"{spec}?classes=a,b,c&offset=1")
+
+
+@pytest.mark.parametrize(
+    ("levels", "query", "there"),
+    [
+        ((0, 255), "classes=ground,cell", "no class but ground"),
+        ((0, 255), "classes=ground,", "no class but ground"),
+        ((0, 255), "classes=ground,cell&offset=1", "no class"),
+        ((1, 255), "classes=ground,cell&offset=1", "no class but ground"),
+        ((0, 255), "classes=ground,cell&ignore=255", None),
+        ((0, 1), "classes=ground,cell&offset=1", None),
+        ((0, 1, 255), "classes=ground,cell,wall", None),
+        ((0, 255), ",".join(["classes=c0", *(f"c{i}" for i in range(1, 256))]), None),
+        ((255,), ",".join(["classes=c0", *(f"c{i}" for i in range(1, 256))]), None),
+    ],
+)
+def test_who_trains_is_told_of_one_class_and_255(write, levels, query, there):
+    write("b", Image.new("RGB", (2, 2)))  # Cannot be read.
+    source = open_source(f"{write('a', np.array([levels], np.uint8))}?{query}", "train")
+    if there is None:
+        source.check_classes()
+        return
+    said = (
+        f"?{query}: the first masks have {there}, and the id 255, which is void by default: if it "
+        f"is of a class, give the classes colours in classes.txt, such as "
+        f"{source.class_names[-1]} 255 255 255; if it is void, say ignore=255"
+    )
+    with pytest.raises(InputError, match=f"{re.escape(said)}$"):
+        source.check_classes()
 
 
 def test_colours(write, classes):

@@ -72,7 +72,7 @@ def test_segments(write):
 def test_room_for_segments_is_checked_against_the_json(write):
     source = open_source(write(), "train")
     check_room(Preprocess.parse("decode|pad_segments(2)|value_range(0,1)").ops, source)
-    with pytest.raises(InputError, match=r"pad_segments\(1\), but an image has 2 of them: pad_seg"):
+    with pytest.raises(InputError, match=r"pad_segments\(1\), but an image has up to 2 of"):
         check_room(Preprocess.parse("decode|pad_segments(1)|value_range(0,1)").ops, source)
 
 
@@ -128,6 +128,7 @@ def first(content):
             "categories[1].isthing is 2 but must be 0 or 1",
         ),
         (lambda c: c["categories"][1].update(id=17), "categories has the id 17 twice"),
+        (lambda c: c["categories"][1].update(name="cat"), "categories has the name 'cat' twice"),
         (
             lambda c: c["annotations"][0].update(image_id=8),
             "annotations[0].image_id is 8, which is not among the images",

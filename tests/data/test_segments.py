@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 
@@ -82,6 +83,17 @@ def test_small_objects_lie_on_large_ones_and_crowds_below_all(drawn, as_masks):
         np.testing.assert_array_equal(segments.labels, np.append(labels, 3)[left])
         np.testing.assert_array_equal(segments.crowd, np.append(crowd, False)[left])
     assert covered
+
+
+def test_what_has_the_greater_z_lies_on_top():
+    small, large = np.zeros((4, 4), bool), np.ones((4, 4), bool)
+    small[1:3, 1:3] = True
+    objects = annotation(
+        [RLE.of(small), RLE.of(large), RLE.of(small)], (4, 4), [False] * 2 + [True]
+    )
+    for z, seen in (([0, 0, 9], [0, 1]), ([0, 1, 9], [1]), ([-1, -2, 0], [0, 1])):
+        found = from_objects(dataclasses.replace(objects, z=np.array(z)), background=3)
+        assert found.labels.tolist() == seen
 
 
 def test_an_image_without_objects_is_background():

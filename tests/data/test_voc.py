@@ -95,6 +95,20 @@ def test_what_may_be_absent(voc):
     assert found.segmentations == (None, None)
 
 
+def test_files_of_labelimg_beside_the_images(tmp_path, write_image):
+    for name in ("a", "b", "c"):
+        write_image(tmp_path / f"{name}.jpg")
+    for name in ("a", "b"):
+        text = f"<annotation><filename>{name}.jpg</filename>{an_object()}</annotation>"
+        (tmp_path / f"{name}.xml").write_text(text)
+    source = open_source(f"voc:{tmp_path}", "train")
+    found = by_name(source)
+    assert sorted(found) == ["a.jpg", "b.jpg"]
+    assert found["a.jpg"].boxes.tolist() == [[0, 0, 6, 4]]
+    assert source[0]["image"].startswith(b"\xff\xd8")
+    fails(f"voc:{tmp_path}", "the only split is train: 'val' does not exist", "val")
+
+
 def test_a_file_name_from_elsewhere_gives_way_to_that_of_the_xml(voc):
     spec = voc("a", "<filename>C:/photos/a.jpg</filename>", an_object())
     assert list(by_name(open_source(spec, "train"))) == ["a.png"]

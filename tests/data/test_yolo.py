@@ -81,6 +81,19 @@ def test_coordinates_outside_are_clipped_and_noted(yolo):
     assert len(source.notes) == 1
 
 
+def test_keypoints_are_no_outline(yolo, tmp_path):
+    spec = yolo(f"{YAML}kpt_shape: [3, 2]\n", a="1 0.5 0.25 0.2 0.1 0.4 0.2 0.5 0.2 0 0", b="")
+    source = open_source(spec, "train")
+    found = by_name(source)["a"]
+    np.testing.assert_allclose(found.boxes, [[4, 4, 6, 6]])
+    assert found.segmentations == (None,)
+    assert source.notes == [f"{tmp_path}/data.yaml: kpt_shape: keypoints were left out"]
+    fails(
+        yolo(f"{YAML}kpt_shape: [2, 3]\n", a="0 0.5 0.5 1 1"), "a.txt:1: has 5 numbers: a class, a"
+    )
+    fails(yolo(f"{YAML}kpt_shape: 17\n"), "data.yaml: kpt_shape must be two numbers")
+
+
 @pytest.mark.parametrize("path", ["", "path: .\n", "path: ''\n"])
 @pytest.mark.parametrize(
     "train",
@@ -165,6 +178,60 @@ def test_a_folder_beside_the_yaml_may_be_written_as_one_above(tmp_path, write_im
     assert source.describe(0) == f"{tmp_path}/set/train/images/a.png"
     write_image(tmp_path / "train" / "images" / "b.png")
     assert open_source(f"yolo:{tmp_path}/set/data.yaml", "train").describe(0).endswith("b.png")
+
+
+@pytest.fixture
+def folder(tmp_path, write_image):
+    """folder(images, labels, classes) writes two images, of which one has a label, and gives the
+    source string."""
+
+    def write(images="images", labels="labels", classes="classes.txt"):
+        root = tmp_path / "images" / "set"
+        for name in ("a", "b"):
+            write_image(root / images / f"{name}.png", size=(10, 20))
+        for path, text in (
+            (f"{labels}/a.txt", "1 0.5 0.25 0.2 0.1"),
+            (classes, "cat\nbig dog \n\n"),
+        ):
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            (root / path).write_text(text)
+        return f"yolo:{root}"
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "classes", "split"),
+    [
+        ("images", "labels", "classes.txt", "train"),  # Label Studio
+        ("images", "labels", "labels/classes.txt", "train"),  # LabelImg, to another folder
+        (".", ".", "classes.txt", "train"),  # LabelImg
+        ("images/val", "labels/val", "classes.txt", "val"),
+    ],
+)
+def test_a_folder_without_a_yaml(folder, images, labels, classes, split):
+    source = open_source(folder(images, labels, classes), split)
+    assert source.class_names == ("cat", "big dog")
+    found = by_name(source)
+    assert {name: len(each) for name, each in found.items()} == {"a": 1, "b": 0}
+    np.testing.assert_allclose(found["a"].boxes, [[4, 4, 6, 6]], atol=1e-12)
+    assert found["a"].labels.tolist() == [1]
+
+
+def test_wrong_folders(folder, tmp_path):
+    root = tmp_path / "images" / "set"
+    fails(folder(labels="boxes"), f"{root}/images: has no labels: there is no folder {root}/labels")
+    fails(folder(), "split 'val' does not exist: there is train; a part of train may", "val")
+    for text, message in (
+        ("\n", "classes.txt: must name a class in each of its lines"),
+        ("a\n\nb", "classes.txt: must name a class in each of its lines"),
+        ("a\na", "classes.txt: names has 'a' twice"),
+        ("a", "labels/a.txt:1: the class 1 is not among the 1 classes"),
+    ):
+        (root / "classes.txt").write_text(text)
+        fails(f"yolo:{root}", message)
+    (root / "classes.txt").unlink()
+    fails(f"yolo:{root}", f"{root} has no classes.txt, the names of the classes in the order of")
 
 
 def test_byte_order_marks_and_other_encodings(yolo, tmp_path):

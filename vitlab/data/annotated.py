@@ -108,6 +108,7 @@ class AnnotatedSource:
             crowd=np.array([o.crowd for o in objects], bool),
             difficult=np.array([o.difficult for o in objects], bool),
             area=np.array([_area(o, of_box) for o, of_box in areas], np.float64),
+            z=np.array([o.z for o in objects], np.int32) if any(o.z for o in objects) else None,
         )
 
     def __len__(self) -> int:
@@ -131,6 +132,11 @@ class AnnotatedSource:
                 has_area = (each.boxes[:, 2:] > each.boxes[:, :2]).all(axis=1)
                 most = max(most, int((has_area & ~each.crowd).sum()))
         return most
+
+    def most_segments(self) -> int:
+        """The most that an image can have without crowds, if every object is seen, and the
+        background."""
+        return max(int((~each.crowd).sum()) for each in self._annotations) + 1
 
     def annotation(self, index: int) -> Annotation:
         """What is known of example `index`, without its image."""

@@ -49,6 +49,7 @@ class Annotation:
         area: f64[objects] in pixels, as COCO's sizes S, M and L are told apart: as the data set
             says, else of the outline, else of the box.
         segmentations: one for each object.
+        z: i32[objects], see `Object`; None where the data set does not say.
     """
 
     image_id: int
@@ -60,6 +61,7 @@ class Annotation:
     difficult: np.ndarray
     area: np.ndarray
     segmentations: tuple[Segmentation, ...] = ()
+    z: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -75,6 +77,7 @@ class Object:
         crowd, difficult: see `Annotation`.
         area: in pixels; None: that of the outline, or else of the box.
         segmentation: see `Segmentation`.
+        z: where objects overlap, the one with the greater lies on top; of equal ones, the smaller.
     """
 
     name: str
@@ -83,6 +86,7 @@ class Object:
     difficult: bool = False
     area: float | None = None
     segmentation: Segmentation = None
+    z: int = 0
 
     @classmethod
     def of_polygon(cls, name: str, polygon: np.ndarray) -> "Object":

@@ -27,7 +27,8 @@ from vitlab.errors import InputError
 def open_coco(place: str, options: dict[str, str], split: str, spec: str) -> AnnotatedSource:
     """Opens `coco:INSTANCES.json?images=PATH`.
 
-    Labels are the places of the categories in order of their ids, which may have gaps and a 0.
+    Labels are the places of the categories in order of their ids, which may have gaps and a 0. Of
+    several with one name, one alone may have annotations; the others are left out.
     Boxes go from x, y, width, height to two corners; polygons become f64[points, 2], masks `RLE`.
 
     Args:
@@ -181,9 +182,22 @@ class CocoFile:
             self.get(entry, "name", str, f"categories[{i}]")
             for i, entry in enumerate(self.categories)
         ]
+        named = dict(zip(ids, names, strict=True))
+        used = [entry.get("category_id") for entry in self.annotations]
         for name in duplicates(names):
-            raise self.wrong("categories", f"has the name {name!r} twice")
-        return dict(zip(ids, names, strict=True))
+            same = sorted(each for each in named if named[each] == name)
+            # Roboflow's first category, of no annotation, is called as the project is.
+            kept = [each for each in same if each in used] or same[-1:]
+            if len(kept) > 1 or self._kind != "instances":
+                raise self.wrong("categories", f"has the name {name!r} twice")
+            for each in same:
+                if each not in kept:
+                    del named[each]
+                    self.notes.append(
+                        f"{self.path}: the category {each}, without annotations, was left out: "
+                        f"{kept[0]} is called {name!r} too"
+                    )
+        return named
 
 
 class _Reader(CocoFile):

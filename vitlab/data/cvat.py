@@ -1,5 +1,6 @@
 """CVAT's xml 1.1 (https://docs.cvat.ai/docs/other/xml_format) as a source."""
 
+import dataclasses
 import math
 import os
 import posixpath
@@ -23,8 +24,8 @@ def open_cvat(place: str, options: dict[str, str], split: str, spec: str) -> Ann
 
     The splits are the subsets, whatever their case, and what is of none is of the split "train".
     Labels are in the order of <meta>. Boxes that are not rotated have no mask; those that are,
-    polygons, ellipses and masks have one, and a box around it. Tags, points, polylines, cuboids
-    and skeletons are left out.
+    polygons, ellipses and masks have one, and a box around it; where they overlap, "z_order" says
+    which is seen. Tags, points, polylines, cuboids and skeletons are left out.
 
     For video, the images are the frames in which a track shows something, with the names that CVAT
     gives to frames: frame_000000.PNG and so on. Images are numbered from 1, by their place in the
@@ -131,7 +132,8 @@ class _Reader:
             if found is None:
                 left_out.append((f"a <{shape.tag}> that covers nothing", at))
             else:
-                yield found
+                z = _numbers(shape, at, "z_order")[0] if "z_order" in shape.attrib else 0
+                yield dataclasses.replace(found, z=int(z))
 
 
 def _object(label: str, shape: ET.Element, size, where: str) -> Object | None:

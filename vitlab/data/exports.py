@@ -26,7 +26,7 @@ def open_files(
     split: str,
     spec: str,
 ) -> AnnotatedSource:
-    """A source of files that do not list their classes, one a split.
+    """A source of files, or folders, that do not list their classes, one a split.
 
     Args:
         read: gives the images in a file, and what it leaves out, by the paths of the file and of

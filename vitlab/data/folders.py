@@ -34,14 +34,14 @@ class FolderSource:
 
     def __init__(self, path: str, split: str):
         root = epath.Path(path).expanduser()
-        folders = _subfolders(root)
+        folders = subfolders(root)
         if not folders:
             raise InputError(f"folder {root} holds no folder of images, one a class is expected")
         hold = {name: holds_images(folder) for name, folder in folders.items()}
         if all(hold.values()):
             splits = {"train": folders}
         else:
-            splits = {name: _subfolders(folder) for name, folder in folders.items()}
+            splits = {name: subfolders(folder) for name, folder in folders.items()}
         self._root = os.fspath(root)
         wanted = dict.fromkeys(split_names(split))
         for name in wanted:
@@ -204,13 +204,23 @@ def _entries(folder: epath.Path) -> list[epath.Path]:
     return [path for path in found if not path.name.startswith((".", "__"))]
 
 
-def _subfolders(folder: epath.Path) -> dict[str, epath.Path]:
+def subfolders(folder: epath.Path) -> dict[str, epath.Path]:
+    """The folders in a folder by their names, sorted, without hidden ones."""
     return {path.name: path for path in _entries(folder) if path.is_dir()}
 
 
 def holds_images(folder: epath.Path) -> bool:
     """Whether an image file lies in the folder itself; an InputError if it cannot be read."""
     return any(path.suffix.lower() in IMAGE_SUFFIXES for path in _entries(folder))
+
+
+def names_in(folder: epath.Path, suffixes: tuple[str, ...]) -> list[str]:
+    """The files in a folder with one of the suffixes, without hidden ones."""
+    try:
+        names = [path.name for path in folder.iterdir()]
+    except OSError as error:
+        raise InputError(f"folder {folder} cannot be read ({error.strerror})") from None
+    return [n for n in names if n.lower().endswith(suffixes) and not n.startswith(".")]
 
 
 def image_files(folder: epath.Path) -> Iterator[str]:

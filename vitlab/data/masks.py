@@ -1,5 +1,6 @@
 """Folders of images with a mask each, of class ids or colours, as a source."""
 
+import contextlib
 import functools
 import os
 import re
@@ -18,6 +19,8 @@ from vitlab.errors import InputError
 
 _COLOR = re.compile(r"(.*\S)\s+(\d{1,3})\s+(\d{1,3})\s+(\d{1,3})")
 _VOID = "void"  # The name of a colour that is of no class.
+_VOID_ID = 255  # That of no class, unless it is said.
+_FIRST = 16  # Masks that are looked at before training.
 _IDS = 1 << 16  # A PNG has up to 16 bits.
 _NO_CLASS, _UNKNOWN = -1, -2
 _SHOWN = 3  # Unknown ids or colours; the rest are counted.
@@ -61,6 +64,7 @@ class MaskSource:
         self.class_names = self.segment_names = names
         self.things = (False,) * len(names)
         self._labels = _labels_of(names, colors, options, spec)
+        self._spec = spec
         images, masks = _folders(root, options)
         found = {}
         for name in dict.fromkeys(split_names(split)):
@@ -111,6 +115,30 @@ class MaskSource:
     def describe(self, index: int) -> str:
         return self._pairs[index].image
 
+    def check_classes(self) -> None:
+        """That the first masks have two classes, if they have 255 and nobody has said what it is.
+
+        Raises:
+            InputError: they have not, as those of 0 and 255; the line says what to do.
+        """
+        seen, void = set(), False
+        if not isinstance(self._labels, _Ids) or not self._labels.guessed:
+            return
+        for pair in self._pairs[:_FIRST]:
+            with contextlib.suppress(InputError):  # Said when it is read as an example.
+                ids = np.unique(self._labels.ids(read_file(pair.mask)))
+                seen |= {*self._labels.table[ids].tolist()} - {_NO_CLASS, _UNKNOWN}
+                void |= _VOID_ID in ids
+            if len(seen) > 1:
+                return
+        if void:
+            there = "no class" if not seen else f"no class but {self.class_names[seen.pop()]}"
+            raise InputError(
+                f"{self._spec}: the first masks have {there}, and the id {_VOID_ID}, which is "
+                "void by default: if it is of a class, give the classes colours in classes.txt, "
+                f"such as {self.class_names[-1]} 255 255 255; if it is void, say ignore=255"
+            )
+
 
 class _Pair(NamedTuple):
     image: str
@@ -121,18 +149,24 @@ class _Ids(NamedTuple):
     """Reads masks of ids."""
 
     table: np.ndarray  # i32[65536], the label of each id
+    guessed: bool  # whether 255 is void for want of a word on it
 
     def __call__(self, data: bytes) -> np.ndarray:
         """The labels of the pixels, i32[height, width]."""
+        ids = self.ids(data)
+        labels = self.table[ids]
+        _check_known(labels, ids, "ids", str, "; ?ignore=ID makes one void")
+        return labels
+
+    def ids(self, data: bytes) -> np.ndarray:
+        """The ids of the pixels, i32[height, width]."""
         ids = decode_mask(data)
         if ids.ndim == 3:
             raise InputError(
                 "is a picture in colours, but the classes have none: write each one's, such as "
                 "255 0 0, behind its name in the file of classes"
             )
-        labels = self.table[ids]
-        _check_known(labels, ids, "ids", str, "; ?ignore=ID makes one void")
-        return labels
+        return ids
 
 
 class _Colors(NamedTuple):
@@ -217,11 +251,12 @@ def _labels_of(names, colors, options: Mapping[str, str], spec: str) -> _Ids | _
     table = np.full(_IDS, _UNKNOWN, np.int32)
     table[:first] = _NO_CLASS
     table[first:last] = np.arange(len(names))
+    guessed = "ignore" not in options and table[_VOID_ID] == _UNKNOWN
     if "ignore" in options:
         table[_whole_numbers(options["ignore"], "ignore", spec)] = _NO_CLASS
-    elif table[255] == _UNKNOWN:
-        table[255] = _NO_CLASS
-    return _Ids(table)
+    elif guessed:
+        table[_VOID_ID] = _NO_CLASS
+    return _Ids(table, guessed)
 
 
 def _whole_numbers(text: str, key: str, spec: str) -> list[int]:

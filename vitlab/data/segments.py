@@ -47,7 +47,8 @@ class Segments:
 
 
 def from_objects(annotation: Annotation, background: int) -> Segments:
-    """Paints the objects of an image, the larger first, so that small ones lie on top.
+    """Paints the objects of an image in order of their z, of equal ones the larger first, so that
+    small ones lie on top.
 
     Crowds lie below all others. What no object covers is one segment, the last. An object of which
     nothing is seen is left out.
@@ -64,7 +65,8 @@ def from_objects(annotation: Annotation, background: int) -> Segments:
         from faster_coco_eval.core import mask as coco_mask
 
         areas = coco_mask.area(masks).astype(np.int64)
-        for i in np.lexsort((-areas, ~annotation.crowd)):
+        z = np.zeros(len(masks), np.int32) if annotation.z is None else annotation.z
+        for i in np.lexsort((-areas, z, ~annotation.crowd)):
             x, y, width, height = map(int, coco_mask.toBbox(masks[i]))
             inside = np.s_[y : y + height, x : x + width]
             painted[inside][coco_mask.decode(masks[i])[inside].astype(bool)] = i

@@ -9,13 +9,14 @@
 | `images:PATH` | every image file below PATH, without labels, as the one split `train` |
 | `idx:PATH[?classes=a,b,c]` | the four files of the MNIST family, plain or gzipped |
 | `coco:INSTANCES.json[?images=PATH]` | COCO's objects; `{split}` in either is filled in |
-| `voc:PATH[?classes=a,b,c&offset=1]` | Pascal VOC's Annotations, JPEGImages and ImageSets/Main |
-| `yolo:data.yaml` | YOLO's labels, a text file an image |
+| `voc:PATH[?classes=a,b,c&offset=1]` | Pascal VOC's folders, or LabelImg's one |
+| `yolo:data.yaml` or `yolo:FOLDER` | YOLO's labels, a text file an image |
 | `masks:PATH[?images=...&masks=...&classes=...]` | images with masks of class ids or colours |
 | `panoptic:PANOPTIC.json[?images=PATH&masks=PATH]` | COCO's panoptic segments |
 | `cvat:FILE.xml[?images=PATH]` | CVAT's xml 1.1, for images or for video |
 | `labelbox:FILE.ndjson[?images=PATH&classes=a,b,c&project=ID&label=last]` | Labelbox's export |
 | `via:FILE.json[?images=PATH&classes=a,b,c&label=NAME]` | VGG Image Annotator's 1 and 2 |
+| `labelme:FOLDER[?images=PATH&classes=a,b,c]` | LabelMe's json files, one an image |
 
 Every source understands the split grammar of TFDS (see `splits`).
 """
@@ -119,6 +120,7 @@ _OPENERS = {
     "cvat": "cvat:open_cvat",
     "labelbox": "labelbox:open_labelbox",
     "via": "via:open_via",
+    "labelme": "labelme:open_labelme",
 }
 _EXAMPLES = {
     "tfds": "NAME",
@@ -133,6 +135,7 @@ _EXAMPLES = {
     "cvat": "FILE.xml",
     "labelbox": "FILE.ndjson",
     "via": "FILE.json",
+    "labelme": "FOLDER",
 }
 _OPTIONS = {
     "tfds": ("data_dir",),
@@ -147,4 +150,5 @@ _OPTIONS = {
     "cvat": ("images",),
     "labelbox": ("images", "classes", "project", "label"),
     "via": ("images", "classes", "label"),
+    "labelme": ("images", "classes"),
 }

@@ -179,8 +179,8 @@ def check_room(ops: Sequence[Op], source: Source) -> None:
         ((_, room),) = op.arguments
         if (count := most()) > room:
             raise NoRoomError(
-                f"config.data.preprocess: {op.name}({room}), but an image has {count} of them: "
-                f"{op.name}({count}) has room for all"
+                f"config.data.preprocess: {op.name}({room}), but an image has up to {count} of "
+                f"them: {op.name}({count}) has room for all"
             )
 
 

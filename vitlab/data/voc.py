@@ -9,7 +9,7 @@ from etils import epath
 
 from vitlab.data.annotated import AnnotatedSource
 from vitlab.data.annotations import Annotations, Object, Record, duplicates
-from vitlab.data.folders import IMAGE_SUFFIXES, read_file, read_lines
+from vitlab.data.folders import IMAGE_SUFFIXES, names_in, read_file, read_lines
 from vitlab.data.splits import INSTEAD
 from vitlab.errors import InputError
 
@@ -19,8 +19,9 @@ def open_voc(place: str, options: dict[str, str], split: str, spec: str) -> Anno
 
     PATH holds Annotations/*.xml, JPEGImages/ and ImageSets/Main/SPLIT.txt, whose lines are or begin
     with the name of an annotation without ".xml". Without ImageSets/Main every annotation is of the
-    split "train". An image is the file that <filename> names, else the one named as its xml. It is
-    numbered by the place of its xml among all, from 1.
+    split "train". Without Annotations/ too, the xml files lie beside the images in PATH itself, as
+    LabelImg writes them. An image is the file that <filename> names, else the one named as its xml.
+    It is numbered by the place of its xml among all, from 1.
 
     VOC counts pixels from 1 and both corners are inside of the box, so the lower corner is lowered
     by 1: a box that covers the image, from (1, 1) to (width, height), becomes (0, 0, width,
@@ -53,11 +54,13 @@ class _Reader:
         self._offset, self._spec = offset, spec
         self._annotations, self._lists = root / "Annotations", root / "ImageSets" / "Main"
         self._images = root / "JPEGImages"
-        stems = sorted(n.removesuffix(".xml") for n in _names(self._annotations, (".xml",)))
+        if not self._annotations.exists() and root.is_dir() and names_in(root, (".xml",)):
+            self._annotations = self._images = root
+        stems = sorted(n.removesuffix(".xml") for n in names_in(self._annotations, (".xml",)))
         if not stems:
             raise InputError(f"{self._annotations} holds no xml file")
         self._numbers = {stem: number for number, stem in enumerate(stems, start=1)}
-        self._files = {posixpath.splitext(n)[0]: n for n in _names(self._images, IMAGE_SUFFIXES)}
+        self._files = {posixpath.splitext(n)[0]: n for n in names_in(self._images, IMAGE_SUFFIXES)}
         self._records: dict[str, Record] = {}
 
     def read(self, split: str, classes: str | None) -> Annotations:
@@ -142,15 +145,6 @@ class _Reader:
             told = found.findtext("difficult", "").strip() not in ("", "Unspecified")
             difficult = told and _number(found, "difficult", where)
             yield Object(name, (x0, y0, x1, y1), difficult=bool(difficult))
-
-
-def _names(folder: epath.Path, suffixes: tuple[str, ...]) -> list[str]:
-    """The files in a folder with one of the suffixes, without hidden ones."""
-    try:
-        names = [path.name for path in folder.iterdir()]
-    except OSError as error:
-        raise InputError(f"folder {folder} cannot be read ({error.strerror})") from None
-    return [n for n in names if n.lower().endswith(suffixes) and not n.startswith(".")]
 
 
 def listed_classes(classes: str, spec: str) -> tuple[str, ...]:

@@ -1,8 +1,9 @@
 """YOLO's text files (https://docs.ultralytics.com/datasets/detect) as a source."""
 
+import math
 import os
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
@@ -10,14 +11,22 @@ from etils import epath
 
 from vitlab.data.annotated import AnnotatedSource
 from vitlab.data.annotations import Annotations, Object, Record, brief, duplicates
-from vitlab.data.folders import image_files, read_file, read_lines, read_size
+from vitlab.data.folders import (
+    holds_images,
+    image_files,
+    read_file,
+    read_lines,
+    read_size,
+    subfolders,
+)
+from vitlab.data.splits import INSTEAD
 from vitlab.errors import InputError
 
 _SPLITS = ("train", "val", "test")
 
 
 def open_yolo(place: str, options: dict[str, str], split: str, spec: str) -> AnnotatedSource:
-    """Opens `yolo:data.yaml`.
+    """Opens `yolo:data.yaml`, or `yolo:FOLDER` where there is no yaml.
 
     The yaml has `path`, the data set's folder from that of the yaml (by default the same); `train`,
     `val` and `test`, each a folder of images, a .txt file that lists them, or a list of those, all
@@ -26,12 +35,17 @@ def open_yolo(place: str, options: dict[str, str], split: str, spec: str) -> Ann
     The labels of an image are where the last "/images/" in its path is replaced by "/labels/" and
     its suffix by ".txt"; without that file, or with nothing in it, it is an image of no object.
 
+    A FOLDER holds classes.txt, which may lie in labels/ too, a name a line; images/ and labels/,
+    as the one split "train", or images/SPLIT and labels/SPLIT; or, without images/, all files
+    beside each other as the split "train". Label Studio writes the first, LabelImg the last.
+
     A line is `class x y width height` of a box by its centre, or `class x y x y x y ...` of a
-    polygon, whose bounds are the box; all as parts of the image's width and height. Images are
-    numbered from 1 in sorted order, in each split; categories are numbered from 1 too.
+    polygon, whose bounds are the box; all as parts of the image's width and height. Where the yaml
+    has `kpt_shape`, a line is a box and keypoints, which are left out. Images are numbered from 1
+    in sorted order, in each split; categories are numbered from 1 too.
 
     Args:
-        place: of the yaml.
+        place: of the yaml or the folder.
         options: none.
         split: e.g. "train[:90%]".
         spec: the source string, for errors.
@@ -41,21 +55,76 @@ def open_yolo(place: str, options: dict[str, str], split: str, spec: str) -> Ann
     """
     del options
     path = epath.Path(place).expanduser()
-    content = _parse(path)
-    class_names = _class_names(content.get("names"), path)
-    root = path.parent / _text(content.get("path", "."), f"{path}: path")
+    layout = _of_folder(path) if path.is_dir() else _of_yaml(path)
+    ids = tuple(range(1, len(layout.class_names) + 1))
+    notes = (f"{path}: kpt_shape: keypoints were left out",) if layout.keypoints else ()
 
     def read(name: str) -> Annotations:
-        if name not in _SPLITS or not content.get(name):
-            there = ", ".join(key for key in _SPLITS if content.get(key)) or "none"
-            raise InputError(f"{spec}: split {name!r} does not exist: there is {there}")
-        images = sorted(set(_images(content[name], root, f"{path}: {name}")))
-        records = (
-            _record(image, number, root, class_names) for number, image in enumerate(images, 1)
-        )
-        return Annotations(class_names, tuple(range(1, len(class_names) + 1)), tuple(records))
+        if name not in layout.splits:
+            there = ", ".join(layout.splits) or "none"
+            hint = f"; {INSTEAD}" if there == "train" else ""
+            raise InputError(f"{spec}: split {name!r} does not exist: there is {there}{hint}")
+        images = sorted(set(_images(layout.splits[name], layout.root, f"{path}: {name}")))
+        records = (_record(image, number, layout) for number, image in enumerate(images, 1))
+        return Annotations(layout.class_names, ids, tuple(records), notes)
 
     return AnnotatedSource(spec, split, read)
+
+
+class _Layout(NamedTuple):
+    """Where everything lies.
+
+    Attributes:
+        root: the data set's folder.
+        class_names: in the order of their numbers.
+        splits: of each, what `_images` takes.
+        label_path: gives the path of an image's labels by that of the image.
+        keypoints: the numbers of keypoints behind each box.
+    """
+
+    root: epath.Path
+    class_names: tuple[str, ...]
+    splits: dict[str, Any]
+    label_path: Callable[[str], str]
+    keypoints: int = 0
+
+
+def _of_yaml(path: epath.Path) -> _Layout:
+    content = _parse(path)
+    return _Layout(
+        class_names=_class_names(content.get("names"), path),
+        root=path.parent / _text(content.get("path", "."), f"{path}: path"),
+        splits={key: content[key] for key in _SPLITS if content.get(key)},
+        label_path=_label_path,
+        keypoints=_keypoints(content.get("kpt_shape"), path),
+    )
+
+
+def _of_folder(root: epath.Path) -> _Layout:
+    files = [root / "classes.txt", root / "labels" / "classes.txt"]
+    names = next((each for each in files if each.exists()), None)
+    if names is None:
+        raise InputError(
+            f"{root} has no classes.txt, the names of the classes in the order of their numbers, "
+            "one a line; if it has a yaml, name that"
+        )
+    lines = [line.strip() for line in read_lines(os.fspath(names))]
+    while lines and not lines[-1]:
+        lines.pop()
+    if not all(lines or [""]):
+        raise InputError(f"{names}: must name a class in each of its lines")
+    class_names = _class_names(lines, names)
+    images = root / "images"
+    if not images.is_dir():
+        return _Layout(root, class_names, {"train": "."}, _beside)
+    splits = {name: f"images/{name}" for name in subfolders(images)}
+    if not splits or holds_images(images):
+        splits = {"train": "images"}
+    for place in splits.values():
+        labels = root / place.replace("images", "labels", 1)
+        if not labels.is_dir():  # All would be images of no object.
+            raise InputError(f"{root / place}: has no labels: there is no folder {labels}")
+    return _Layout(root, class_names, splits, _label_path)
 
 
 def _parse(path: epath.Path) -> dict:
@@ -86,6 +155,17 @@ def _class_names(names: Any, path: epath.Path) -> tuple[str, ...]:
     return found
 
 
+def _keypoints(shape: Any, path: epath.Path) -> int:
+    """How many numbers of keypoints follow each box."""
+    if shape is None:
+        return 0
+    if not isinstance(shape, list) or not all(type(n) is int and n > 0 for n in shape):
+        raise InputError(
+            f"{path}: kpt_shape must be two numbers, of keypoints and of each's values"
+        )
+    return math.prod(shape)
+
+
 def _text(value: Any, where: str) -> str:
     if not isinstance(value, str):  # Yaml reads `no` as false and `8` as a number.
         raise InputError(f"{where} is {brief(value)} but must be text: put it in quotes")
@@ -111,18 +191,18 @@ def _images(place: Any, root: epath.Path, where: str) -> Iterator[str]:
         raise InputError(f"{where}: {path} is neither a folder nor a .txt file")
 
 
-def _record(path: str, number: int, root: epath.Path, class_names: tuple[str, ...]) -> Record:
+def _record(path: str, number: int, layout: _Layout) -> Record:
     size = read_size(path)
-    labels = epath.Path(_label_path(path))
+    labels = epath.Path(layout.label_path(path))
     lines = []
     if labels.exists():
         lines = read_lines(os.fspath(labels))
     objects = tuple(
-        _object(line.split(), size, class_names, f"{labels}:{row}")
+        _object(line.split(), size, layout, f"{labels}:{row}")
         for row, line in enumerate(lines, start=1)
         if line.strip()
     )
-    return Record(path, path.removeprefix(f"{root}/"), number, size, objects)
+    return Record(path, path.removeprefix(f"{layout.root}/"), number, size, objects)
 
 
 def _label_path(path: str) -> str:
@@ -131,19 +211,30 @@ def _label_path(path: str) -> str:
     return (f"{above}/labels/{below}" if found else above + below)[1:] + ".txt"
 
 
-def _object(words: list[str], size, class_names: tuple[str, ...], where: str) -> Object:
+def _beside(path: str) -> str:
+    return f"{os.path.splitext(path)[0]}.txt"
+
+
+def _object(words: list[str], size, layout: _Layout, where: str) -> Object:
     try:
         label, *values = map(float, words)
     except ValueError:
         raise InputError(f"{where}: {' '.join(words)[:60]!r} must be numbers") from None
     if not np.isfinite(values).all():
         raise InputError(f"{where}: a coordinate is not finite")
-    if label not in range(len(class_names)):
+    count = len(layout.class_names)
+    if label not in range(count):
         raise InputError(
-            f"{where}: the class {words[0]} is not among the {len(class_names)} classes, which "
-            "count from 0"
+            f"{where}: the class {words[0]} is not among the {count} classes, which count from 0"
         )
-    name = class_names[int(label)]
+    name = layout.class_names[int(label)]
+    if layout.keypoints:
+        if len(values) != 4 + layout.keypoints:
+            raise InputError(
+                f"{where}: has {len(words)} numbers: a class, a box of 4 and, of keypoints, "
+                f"{layout.keypoints}"
+            )
+        values = values[:4]
     if len(values) == 4:
         centre, sides = np.array(values).reshape(2, 2) * size
         corners = np.stack([centre - sides / 2, centre + sides / 2])

@@ -58,7 +58,7 @@ class Segmenting(AroundBackbone):
         if not classes:
             raise InputError(
                 "config.data.source has no masks: segmentation needs masks:, panoptic:, "
-                "digit_scenes, or outlines in coco:, yolo:, cvat:, labelbox: or via:"
+                "digit_scenes, or outlines in coco:, yolo:, cvat:, labelbox:, via: or labelme:"
             )
         for name in duplicates(classes):
             raise InputError(

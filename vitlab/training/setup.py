@@ -12,6 +12,7 @@ import numpy as np
 
 from vitlab import checkpoints, distributed
 from vitlab import config as config_lib
+from vitlab.data.masks import MaskSource
 from vitlab.data.pipeline import first_example
 from vitlab.data.preprocess import Preprocess
 from vitlab.data.presized import Presized
@@ -112,6 +113,8 @@ class Setup:
         )
         self.normalize = normalizer(self.preprocess.scale, self.preprocess.shift)
         check_room(self.preprocess.ops, self.source)
+        if isinstance(self.source, MaskSource):
+            self.source.check_classes()
         self.example = first_example(self.source, self.preprocess, exp.data.on_error)
         self.cache: DeviceData | None = None
         if exp.data.cache:
