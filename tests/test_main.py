@@ -347,6 +347,16 @@ def test_divergence_exits_3_and_keeps_the_last_good_checkpoint(tmp_path, capsys)
     assert not (workdir / "result.json").exists()
 
 
+def test_what_an_update_ruined_is_not_saved(tmp_path, capsys):
+    """A gradient of exactly 0, as all have behind a head of zeros, over an eps of 0."""
+    workdir = tmp_path / "ruined"
+    assert main(arguments(workdir, optimizer__args="{'eps': 0.0}", checkpoint__every_steps=1)) == 3
+    assert "made of finite gradients was not finite at step 1; none was saved" in (
+        capsys.readouterr().err
+    )
+    assert not checkpoints.list_checkpoints(workdir / "checkpoints")
+
+
 @pytest.mark.slow
 def test_early_stopping_waits_for_its_patience(tmp_path, capsys):
     workdir = tmp_path / "early"

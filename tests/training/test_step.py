@@ -122,6 +122,15 @@ def test_the_first_step_that_is_not_finite_is_remembered(mixed):
     assert int(history[2].nonfinite_step) == int(history[3].nonfinite_step) == 2
 
 
+@pytest.mark.parametrize("part", ["params", "model_state", "opt_state", "ema"])
+def test_a_state_is_finite_if_all_of_its_parts_are(part):
+    tree = {"n": jnp.zeros(3, jnp.int32), "x": jnp.ones((2, 3), jnp.bfloat16)}
+    state = TrainState(0, tree, tree, tree, None, {}, -1)
+    assert state.is_finite()
+    tree = {**tree, "x": tree["x"].at[1, 2].set(jnp.inf)}
+    assert not state.replace(**{part: tree}).is_finite()
+
+
 @pytest.mark.slow
 def test_a_step_is_a_function_of_seed_and_step_alone():
     task = make_task({"mixup": 0.5, "noise": 0.1, "erasing": 0.5}, dropout=0.2, drop_path=0.1)

@@ -47,6 +47,21 @@ class TrainState:
         """What `model.apply` takes: the variables, or their average."""
         return self.ema if ema else {"params": self.params, **self.model_state}
 
+    def is_finite(self) -> bool:
+        """Whether all that an update changes is: parameters, model_state, opt_state and ema.
+
+        A small program for each shape, as one of all arrays takes seconds to compile. Every process
+        of several must ask, and all get the same answer.
+        """
+        arrays = jax.tree.leaves((self.params, self.model_state, self.opt_state, self.ema))
+        # One after the other: collectives of several programs at once can wait for each other.
+        return all(bool(_all_finite(array)) for array in arrays)
+
+
+@jax.jit
+def _all_finite(array: jax.Array) -> jax.Array:
+    return jnp.isfinite(array).all()
+
 
 def make_train_step(
     task: Task,
