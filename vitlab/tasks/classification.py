@@ -82,6 +82,12 @@ class AugmentConfig:
         for name in ("noise", "mixup", "cutmix"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} is {getattr(self, name)}: it cannot be negative")
+        if not any(self.color_jitter):
+            config_lib.check_unread(self, ("color_jitter_prob",), "without color_jitter")
+        if not (self.mixup and self.cutmix):
+            config_lib.check_unread(self, ("cutmix_share",), "without both mixup and cutmix")
+        if not (self.mixup or self.cutmix):
+            config_lib.check_unread(self, ("mix_prob",), "without mixup or cutmix")
 
 
 @dataclasses.dataclass(frozen=True)
