@@ -145,9 +145,9 @@ class _Run:
         every_log = setup.steps(exp.logging.every)
         every_save = setup.steps(exp.checkpoint.every)
         if self.leader:
-            name = f"{self.name}-{setup.hash}"
+            name, log = f"{self.name}-{setup.hash}", exp.logging
             self.journal = Journal(
-                self.workdir, step, exp.logging.tensorboard, exp.logging.wandb, name
+                self.workdir, step, log.tensorboard, log.wandb, name, setup.resolved
             )
             self.progress = Progress(self.console, step, setup.total)
         others_alive, begins = True, step
