@@ -65,6 +65,9 @@ def test_a_section_becomes_a_typed_dataclass():
             {"total_steps": -1},
             "config.total_steps is -1: a duration cannot be negative",
         ),
+        ({"total_steps": float("inf")}, "config.total_steps is inf but must be finite"),
+        ({"total_steps": 10**400}, f"config.total_steps is {10**400} but must be finite"),
+        ({"total_steps": 1, "lr": float("nan")}, "config.lr is nan but must be finite"),
     ],
 )
 def test_mistakes_are_one_line(values, message):

@@ -347,6 +347,16 @@ def test_divergence_exits_3_and_keeps_the_last_good_checkpoint(tmp_path, capsys)
     assert not (workdir / "result.json").exists()
 
 
+def test_what_an_update_ruined_is_not_saved(tmp_path, capsys):
+    """A gradient of exactly 0, as all have behind a head of zeros, over an eps of 0."""
+    workdir = tmp_path / "ruined"
+    assert main(arguments(workdir, optimizer__args="{'eps': 0.0}", checkpoint__every_steps=1)) == 3
+    assert "made of finite gradients was not finite at step 1; none was saved" in (
+        capsys.readouterr().err
+    )
+    assert not checkpoints.list_checkpoints(workdir / "checkpoints")
+
+
 @pytest.mark.slow
 def test_early_stopping_waits_for_its_patience(tmp_path, capsys):
     workdir = tmp_path / "early"
@@ -455,6 +465,15 @@ def test_bad_input_is_one_line_and_exit_2(tmp_path, capsys):
         "evaluators.test.preprocess=decode|grey_to_rgb|value_range(-1,1)": "do not fit the model",
         "evaluators.test.preprocess=decode|resize(9)|value_range(-1,1)": "9",
         "early_stopping.patience_steps=3": "patience does nothing without a metric",
+        "early_stopping={'metric': 'test/nll', 'patience_steps': 0}": "patience_steps is 0",
+        "evaluators.test.batch_size=-32": "config.evaluators.test: batch_size is -32",
+        "evaluators={'train': {'split': 'test', 'preprocess': 'decode'}}": "evaluators.train: metr",
+        "evaluators={'a/b': {'split': 'test', 'preprocess': 'decode'}}": "evaluators.a/b: metrics",
+        "optimizer.rules=[{'pattern': '.*', 'lr': -1}]": "config.optimizer.rules[0]: lr is -1",
+        "optimizer.name=prodigy": "prodigy divides by the learning rate of the first step",
+        "total_steps=1e999": "config.total_steps is inf but must be finite",
+        "augment.cutmix_share=0.9": "cutmix_share does nothing without both mixup and cutmix",
+        "augment.color_jitter_prob=0.5": "color_jitter_prob does nothing without color_jitter",
         "profile=5:9": "config.profile is '5:9' but the run has 8 steps",
         "optimizer.layer_decay=2": "layer_decay is 2",
     }

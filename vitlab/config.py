@@ -12,6 +12,7 @@ import hashlib
 import importlib.util
 import json
 import pathlib
+import sys
 import traceback
 import types
 import typing
@@ -45,6 +46,9 @@ class Duration:
         in_examples = {"steps": batch_size, "epochs": examples, "examples": 1}[self.unit]
         steps = self.amount * in_examples / batch_size
         return max(1, round(steps)) if self.amount else 0
+
+    def __str__(self) -> str:
+        return f"{self.amount} {self.unit}"
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
@@ -155,6 +159,23 @@ def section(values: typing.Mapping[str, Any], cls: type, where: str = "config") 
         raise InputError(f"{where}: {e}") from e
 
 
+def check_unread(values: Any, names: typing.Iterable[str], why: str) -> None:
+    """Refuses what a dataclass holds in fields that, as its others stand, do nothing.
+
+    Args:
+        values: the dataclass.
+        names: of those fields. At their defaults they are legal: a resolved config holds them all.
+        why: as in `"NAME does nothing WHY"`.
+
+    Raises:
+        InputError: one is not at its default.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(values)}
+    for name in names:
+        if getattr(values, name) != defaults[name]:
+            raise InputError(f"{name} does nothing {why}; leave it at {defaults[name]}")
+
+
 def as_dict(value: Any) -> Any:
     """The inverse of `section`: dataclasses to nested plain dicts, defaults written out."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -260,6 +281,8 @@ def coerce(value: Any, kind: Any, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return value if isinstance(value, kind) else section(value, kind, where)
     if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        if not abs(value) <= sys.float_info.max:  # NaN passes every bound
+            raise InputError(f"{where} is {value!r} but must be finite")
         return float(value)
     if (
         isinstance(kind, type)

@@ -16,7 +16,7 @@ class WorkerError(RuntimeError):
 
 
 class DivergedError(RuntimeError):
-    """The loss or a gradient is not finite: `main` prints this one line and exits with 3."""
+    """A loss, gradient or parameter is not finite: `main` prints this one line and exits with 3."""
 
 
 class StoppedError(Exception):

@@ -1,13 +1,15 @@
-"""`metrics.jsonl` after crashes."""
+"""`metrics.jsonl` after crashes, and what goes elsewhere."""
 
 import json
+import sys
+import types
 
 from vitlab.training import journal
 from vitlab.training.journal import Journal
 
 
 def write(tmp_path, after_step, *records):
-    log = Journal(tmp_path, after_step, tensorboard=False, wandb="", name="x")
+    log = Journal(tmp_path, after_step, tensorboard=False, wandb="", name="x", config={})
     for step, values in records:
         log.write(step, values)
     log.close()
@@ -38,9 +40,27 @@ def test_lines_after_a_damaged_one_are_left_out(tmp_path):
 
 
 def test_tensorboard_events_are_written(tmp_path):
-    log = Journal(tmp_path, 0, tensorboard=True, wandb="", name="x")
+    log = Journal(tmp_path, 0, tensorboard=True, wandb="", name="x", config={})
     log.write(3, {"train/loss": 0.5})
     log.close()
     events = list((tmp_path / "tensorboard").iterdir())
     assert len(events) == 1
     assert b"train/loss" in events[0].read_bytes()
+
+
+def test_a_working_directory_is_one_run_of_weights_and_biases(tmp_path, monkeypatch):
+    calls = []
+
+    def init(**settings):
+        calls.append(settings)
+        return types.SimpleNamespace(log=lambda values, step: None, finish=lambda: None)
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    for directory in ("a", "a", "b"):  # begun, resumed, and the same config elsewhere
+        (tmp_path / directory).mkdir(exist_ok=True)
+        Journal(tmp_path / directory, 0, False, "project", "x-1234", {"seed": 3}).close()
+    first, resumed, other = (call.pop("id") for call in calls)
+    assert first == resumed != other
+    assert calls[0] == calls[1]
+    assert (calls[2]["project"], calls[2]["name"]) == ("project", "x-1234")
+    assert (calls[2]["config"], calls[2]["resume"]) == ({"seed": 3}, "allow")

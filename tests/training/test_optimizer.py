@@ -135,6 +135,29 @@ def test_adafactor_has_a_decay_of_its_own_that_no_rate_scales():
     assert not change["head"]["bias"].any()
 
 
+def test_a_rule_scales_adafactors_decay():
+    def change(rate, *rules):
+        args = {"weight_decay_rate": rate}
+        return update(OptimizerConfig(name="adafactor", args=args, rules=rules), lr=0.0)
+
+    half = change(0.1, Rule("head/.*", weight_decay=0.5), Rule(".*"))
+    np.testing.assert_allclose(half["head"]["kernel"], -0.1, rtol=1e-4)
+    np.testing.assert_allclose(half["block_0"]["kernel"], -0.2, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["prodigy", "dadapt_adamw"])
+def test_what_divides_by_the_first_rate_has_one(name):
+    rise = optax.linear_schedule(0.0, 1.0, 5)
+    with pytest.raises(InputError, match="divides by the learning rate of the first step"):
+        make_optimizer(OptimizerConfig(name=name), rise, PARAMS)
+    from_a_tenth = optax.linear_schedule(0.1, 1.0, 5)
+    plans = [(from_a_tenth, {})] + [(rise, {"safeguard_warmup": True})] * (name == "prodigy")
+    for schedule, args in plans:
+        tx = make_optimizer(OptimizerConfig(name=name, args=args), schedule, PARAMS)
+        change, _ = tx.update(jax.tree.map(jnp.ones_like, PARAMS), tx.init(PARAMS), PARAMS)
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(change))
+
+
 def test_layer_decay_and_rate_factors():
     rules = (Rule("head/.*", lr=10.0), Rule(".*"))
     change = update(OptimizerConfig(name="sgd", layer_decay=0.5, rules=rules))
@@ -174,6 +197,7 @@ def test_clipping_is_by_the_global_norm():
         ),
         ({"rules": (Rule(".*", freeze=True),)}, "freezes every parameter"),
         ({"args": {"b1": "high"}}, "optax's adamw fails"),
+        ({"name": "adafactor", "args": {"weight_decay_rate": "x"}}, "optax's adafactor fails"),
     ],
 )
 def test_mistakes_are_one_line(config, message):

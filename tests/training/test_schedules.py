@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from vitlab.config import Duration
+from vitlab.config import Duration, as_dict, section
 from vitlab.errors import InputError
 from vitlab.training.schedules import ScheduleConfig, make_schedule
 
@@ -68,7 +68,21 @@ def test_what_does_not_fit_is_refused():
         values(ScheduleConfig("stair", warmup=Duration(60, "steps"), decay_at=(0.5,)))
     with pytest.raises(InputError, match="80 steps of warm-up and 40 of cooldown do not fit"):
         values(ScheduleConfig(warmup=Duration(80, "steps"), cooldown=Duration(40, "steps")))
-    with pytest.raises(InputError, match="only poly has one"):
+    with pytest.raises(InputError, match="power does nothing to .* cosine; leave it at 0.9"):
         ScheduleConfig(power=0.5)
+    with pytest.raises(InputError, match="timescale does nothing .* leave it at 10000 steps"):
+        ScheduleConfig(timescale=Duration(5, "steps"))
+    with pytest.raises(InputError, match="decay_factor does nothing to the schedule poly"):
+        ScheduleConfig("poly", decay_factor=0.5)
+    with pytest.raises(InputError, match="end_factor is -1: it cannot be negative"):
+        ScheduleConfig(end_factor=-1)
+    with pytest.raises(InputError, match="power and timescale must be above 0"):
+        ScheduleConfig("rsqrt", timescale=Duration(0, "steps"))  # 0 / 0 at step 0
     with pytest.raises(InputError, match="stair needs fractions"):
         ScheduleConfig("stair")
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear", "poly", "constant", "rsqrt", "stair"])
+def test_a_config_with_all_defaults_written_out_is_legal(name):
+    config = ScheduleConfig(name, decay_at=(0.5,) if name == "stair" else ())
+    assert section(as_dict(config), ScheduleConfig) == config

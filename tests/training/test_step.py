@@ -88,6 +88,20 @@ def test_accumulation_equals_the_large_batch(mixed):
         assert_close(whole.totals, split.totals, 1e-5)
 
 
+@pytest.mark.slow
+def test_parts_of_a_batch_are_augmented_one_after_the_other():
+    """A step of 16 parts never holds the whole batch in float32, mixed though it is."""
+    task = make_task({"mixup": 0.5, "color_jitter": (0.4, 0.4, 0.4, 0.0)}, patch_size=32)
+    batch = {**make_batch(64), "image": np.zeros((64, 64, 64, 1), np.uint8)}
+    variables = task.init(keys.batch_key(0, "init", 0), jnp.zeros((1, 64, 64, 1)))
+    optimizer = optax.sgd(0.1)
+    params = variables["params"]
+    state = TrainState(0, params, {}, optimizer.init(params), None, {}, jnp.int32(-1))
+    step = make_train_step(task, optimizer, NORMALIZE, 0, accumulate=16)
+    plan = jax.jit(step).lower(state, batch).compile().memory_analysis()
+    assert plan.temp_size_in_bytes < 4 * batch["image"].size
+
+
 def test_accumulation_is_refused_where_examples_see_each_other():
     task = make_task()
     resnet = {"name": "resnet", "variant": "18", "widths": (8, 8, 8, 8), "depths": (1, 1, 1, 1)}
@@ -120,6 +134,15 @@ def test_the_first_step_that_is_not_finite_is_remembered(mixed):
     history = run(mixed, steps=3, lr=1e38)
     assert int(history[1].nonfinite_step) == -1  # the step's own loss was finite
     assert int(history[2].nonfinite_step) == int(history[3].nonfinite_step) == 2
+
+
+@pytest.mark.parametrize("part", ["params", "model_state", "opt_state", "ema"])
+def test_a_state_is_finite_if_all_of_its_parts_are(part):
+    tree = {"n": jnp.zeros(3, jnp.int32), "x": jnp.ones((2, 3), jnp.bfloat16)}
+    state = TrainState(0, tree, tree, tree, None, {}, -1)
+    assert state.is_finite()
+    tree = {**tree, "x": tree["x"].at[1, 2].set(jnp.inf)}
+    assert not state.replace(**{part: tree}).is_finite()
 
 
 @pytest.mark.slow

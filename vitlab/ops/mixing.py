@@ -72,6 +72,7 @@ def mixup_or_cutmix(
     prob: float = 1.0,
     switch_prob: float = 0.5,
     axis_name: str | None = None,
+    partners: tuple[Array, Array] | None = None,
 ) -> tuple[Array, Array]:
     """timm's `Mixup`: with probability `prob` mixes this step's batch one way or the other.
 
@@ -84,6 +85,7 @@ def mixup_or_cutmix(
       prob: the probability that this batch is mixed at all.
       switch_prob: the probability that a mixed batch is CutMix, where both are in.
       axis_name: as in `mixup`.
+      partners: the partners' images and targets, where `images` are a part of the batch.
 
     Returns:
       The mixed images and targets, shapes as given.
@@ -114,7 +116,7 @@ def mixup_or_cutmix(
     kept = jnp.where(use_cutmix, kept, weight)
     weight = jnp.where(use_cutmix, kept_share, weight)
     kept, weight = (jnp.where(apply < prob, w, 1.0) for w in (kept, weight))
-    return _mix(images, targets, kept, weight, axis_name)
+    return _mix(images, targets, kept, weight, axis_name, partners)
 
 
 def _beta(key: Array, alpha: float | Array) -> Array:
@@ -160,11 +162,15 @@ def _cutmix_weights(key: Array, shape: tuple[int, int], share: Array) -> tuple[A
     return kept, 1 - area.astype(jnp.float32) / (height * width)
 
 
-def _mix(images, targets, pixel_weights, target_weight, axis_name) -> tuple[Array, Array]:
+def _mix(
+    images, targets, pixel_weights, target_weight, axis_name, partners=None
+) -> tuple[Array, Array]:
     """Adds the partners: images by f32[height, width], targets by f32[]."""
     w = pixel_weights[None, :, :, None].astype(images.dtype)
     v = target_weight.astype(targets.dtype)
-    partner_images, partner_targets = (roll_rows(x, axis_name) for x in (images, targets))
+    if partners is None:
+        partners = (roll_rows(images, axis_name), roll_rows(targets, axis_name))
+    partner_images, partner_targets = partners
     return w * images + (1 - w) * partner_images, v * targets + (1 - v) * partner_targets
 
 

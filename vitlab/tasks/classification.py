@@ -82,6 +82,12 @@ class AugmentConfig:
         for name in ("noise", "mixup", "cutmix"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} is {getattr(self, name)}: it cannot be negative")
+        if not any(self.color_jitter):
+            config_lib.check_unread(self, ("color_jitter_prob",), "without color_jitter")
+        if not (self.mixup and self.cutmix):
+            config_lib.check_unread(self, ("cutmix_share",), "without both mixup and cutmix")
+        if not (self.mixup or self.cutmix):
+            config_lib.check_unread(self, ("mix_prob",), "without mixup or cutmix")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +159,29 @@ class Classification:
                 "config.data.source has no labels but boxes: it is for task 'detection'"
             )
         c = self.augment_config
+        images, targets = self._augment_each(batch, normalize, seed)
+        if c.mixup or c.cutmix:
+            partners = None
+            if "before" in batch:
+                partners = self._augment_each(batch["before"], normalize, seed)
+            images, targets = mixing.mixup_or_cutmix(
+                images,
+                targets,
+                keys.batch_key(seed, "mix", step),
+                c.mixup,
+                c.cutmix,
+                c.mix_prob,
+                c.cutmix_share,
+                self.axis_name,
+                partners,
+            )
+        return {**batch, "image": images, "target": targets}
+
+    def _augment_each(
+        self, batch: Arrays, normalize: Callable, seed: int
+    ) -> tuple[jax.Array, jax.Array]:
+        """Images and targets as they are before mixing, each a function of its own row alone."""
+        c = self.augment_config
         images = batch["image"].astype(jnp.float32) / 255.0
 
         def example_keys(purpose):
@@ -168,20 +197,7 @@ class Classification:
         if c.erasing:
             images = augment_ops.random_erasing(images, example_keys("erasing"), c.erasing)
         targets = jax.nn.one_hot(batch["label"], len(self.classes))
-        targets = losses.smooth_labels(targets, self.loss_config.label_smoothing)
-        if c.mixup or c.cutmix:
-            key = keys.batch_key(seed, "mix", step)
-            images, targets = mixing.mixup_or_cutmix(
-                images,
-                targets,
-                key,
-                c.mixup,
-                c.cutmix,
-                c.mix_prob,
-                c.cutmix_share,
-                self.axis_name,
-            )
-        return {**batch, "image": images, "target": targets}
+        return images, losses.smooth_labels(targets, self.loss_config.label_smoothing)
 
     def loss(self, params: Any, model_state: Any, batch: Arrays, key: jax.Array):
         """Cross-entropy with the (mixed, smoothed) targets, and the accuracy on the labels."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from vitlab.config import check_unread
 from vitlab.errors import InputError
 from vitlab.ops import augment as augment_ops
 from vitlab.ops import keys
@@ -32,6 +33,8 @@ class AugmentConfig:
         for name in ("color_jitter_prob", "greyscale"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} is {getattr(self, name)} but must be in [0, 1]")
+        if not any(self.color_jitter):
+            check_unread(self, ("color_jitter_prob",), "without color_jitter")
 
 
 def photometric(config: AugmentConfig, batch: Arrays, normalize: Callable, seed: int) -> jax.Array:

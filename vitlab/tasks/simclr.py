@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vitlab.config import check_unread
 from vitlab.errors import InputError
 from vitlab.evaluation import pictures
 from vitlab.models.simclr import SimCLR, nt_xent, unit_length
@@ -76,6 +77,10 @@ class AugmentConfig:
             raise InputError(
                 "flip, color_jitter_prob, greyscale, blur and solarize are probabilities in [0, 1]"
             )
+        if not any(self.color_jitter):
+            check_unread(self, ("color_jitter_prob",), "without color_jitter")
+        if not any(self.blur):
+            check_unread(self, ("blur_kernel", "blur_sigma"), "without blur")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -93,7 +93,9 @@ class Task(Protocol):
     def augment(self, batch: Arrays, normalize: Callable, seed: int, step: jax.Array) -> Arrays:
         """uint8 images to what `loss` takes, on the device; draws as in `ops/keys.py`.
 
-        A training batch has `progress` f32[batch] besides: the part of the run that is done.
+        A training batch has `progress` f32[batch] besides: the part of the run that is done. Where
+        it is a part of one, as `config.accumulate` cuts it, it has `before` too: a batch of the
+        rows that come before its own.
         """
 
     def loss(self, params: Any, model_state: Any, batch: Arrays, key: jax.Array):

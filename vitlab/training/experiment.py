@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import jax
 
-from vitlab.config import Duration, section
+from vitlab.config import Duration, check_unread, section
 from vitlab.errors import InputError
 from vitlab.training.optimizer import OptimizerConfig
 from vitlab.training.parallelism import ParallelismConfig
@@ -127,7 +127,7 @@ class FeaturesConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluatorConfig:
-    """`config.evaluators.NAME`: its metrics are named `NAME/METRIC`.
+    """`config.evaluators.NAME`: its metrics are named `NAME/METRIC`; no name is `train`.
 
     Attributes:
         preprocess: as for the training data.
@@ -154,6 +154,8 @@ class EvaluatorConfig:
 
     def __post_init__(self):
         _check_interval(self.every)
+        if self.batch_size < 0:
+            raise InputError(f"batch_size is {self.batch_size} but must be positive, or 0")
         if self.kind == "features" and self.features is None:
             object.__setattr__(self, "features", FeaturesConfig())
         if self.kind != "features" and self.features is not None:
@@ -192,8 +194,10 @@ class EarlyStoppingConfig:
     patience: Duration = Duration(10, "epochs")
 
     def __post_init__(self):
-        if not self.metric and self.patience != Duration(10, "epochs"):
-            raise InputError("patience does nothing without a metric, such as test/accuracy")
+        if not self.metric:
+            check_unread(self, ("patience",), "without a metric, such as test/accuracy")
+        if not self.patience.amount:
+            raise InputError(f"patience_{self.patience.unit} is 0 but must be positive")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,6 +284,11 @@ class Experiment:
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise InputError(f"ema_decay is {self.ema_decay} but must be between 0 and 1")
         for name, evaluator in self.evaluators.items():
+            if name == "train" or "/" in name:
+                raise InputError(
+                    f"evaluators.{name}: metrics are EVALUATOR/METRIC, and train/METRIC those of "
+                    "the training itself; give it another name, without /"
+                )
             if evaluator.params == "ema" and self.ema_decay is None:
                 raise InputError(f"evaluators.{name}.params is 'ema' but ema_decay is not set")
 

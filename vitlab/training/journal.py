@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,18 +16,31 @@ class Journal:
             and whose steps come again.
         tensorboard: whether to write TensorBoard events below `tensorboard/`.
         wandb: a Weights & Biases project, or empty.
-        name: the run's name there.
+        name: the run's name there, which runs of one config share; its id is of the working
+            directory.
+        config: the resolved config, shown there.
     """
 
     def __init__(
-        self, workdir: pathlib.Path, after_step: int, tensorboard: bool, wandb: str, name: str
+        self,
+        workdir: pathlib.Path,
+        after_step: int,
+        tensorboard: bool,
+        wandb: str,
+        name: str,
+        config: Mapping[str, Any],
     ):
         self._events = self._wandb = None
         if wandb:
             import wandb as wandb_lib
 
             self._wandb = wandb_lib.init(
-                project=wandb, name=name, id=name, dir=workdir, resume="allow"
+                project=wandb,
+                name=name,
+                id=_wandb_id(workdir / "wandb" / "run_id"),
+                config=dict(config),
+                dir=workdir,
+                resume="allow",
             )
         self.path = workdir / "metrics.jsonl"
         kept = [r for r in read(self.path) if r["step"] <= after_step]
@@ -65,6 +79,16 @@ class Journal:
             self._events.close()
         if self._wandb:
             self._wandb.finish()
+
+
+def _wandb_id(path: pathlib.Path) -> str:
+    """The id in a file, made there the first time; one that a crash left empty counts as none."""
+    id = path.read_text() if path.exists() else ""
+    if not id:
+        id = uuid.uuid4().hex
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(id)
+    return id
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:

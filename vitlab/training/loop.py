@@ -50,7 +50,7 @@ def train(
 
     Raises:
         InputError: something in the config or the data is wrong.
-        DivergedError: the loss or a gradient is not finite.
+        DivergedError: the loss, a gradient or what an update made is not finite.
         StoppedError: SIGTERM or SIGINT; a checkpoint was written.
         OSError: the final checkpoint could not be saved.
     """
@@ -145,9 +145,9 @@ class _Run:
         every_log = setup.steps(exp.logging.every)
         every_save = setup.steps(exp.checkpoint.every)
         if self.leader:
-            name = f"{self.name}-{setup.hash}"
+            name, log = f"{self.name}-{setup.hash}", exp.logging
             self.journal = Journal(
-                self.workdir, step, exp.logging.tensorboard, exp.logging.wandb, name
+                self.workdir, step, log.tensorboard, log.wandb, name, setup.resolved
             )
             self.progress = Progress(self.console, step, setup.total)
         others_alive, begins = True, step
@@ -215,7 +215,7 @@ class _Run:
 
     def _log_training(self, state: TrainState, step: int, steps: int) -> TrainState:
         totals = jax.device_get(state.totals)
-        self._check_finite(state)
+        self._check_finite(state, updated=False)
         # No value where nothing was counted: no object in all the batches, say.
         values = {f"train/{k}": float(total / n) for k, (total, n) in totals.items() if n}
         values["learning_rate"] = float(self.setup.schedule(step - 1))
@@ -301,14 +301,17 @@ class _Run:
             if self.progress:
                 self.journal.alarm(step, text)
 
-    def _check_finite(self, state: TrainState) -> None:
-        step = int(state.nonfinite_step)
+    def _check_finite(self, state: TrainState, updated: bool = True) -> None:
+        """Looks at what the step noted, and unless told otherwise at what the updates made."""
+        step, what = int(state.nonfinite_step), "the loss or a gradient was"
+        if step < 0 and updated and not state.is_finite():  # a gradient of 0 and an eps of 0, say
+            step, what = int(state.step), "what the optimizer made of finite gradients was"
         if step >= 0:
             self._saved()
             saved = checkpoints.list_checkpoints(self.writer.directory)
             kept = f"the checkpoint of step {saved[-1].step} is good" if saved else "none was saved"
             raise DivergedError(
-                f"the loss or a gradient was not finite at step {step}; {kept}; "
+                f"{what} not finite at step {step}; {kept}; "
                 "try a lower learning rate, a longer warm-up or clip_norm"
             )
 

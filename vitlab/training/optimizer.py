@@ -20,6 +20,14 @@ _NOT_PLAIN = (
     "rprop", "sm3", "optimistic_adam",
     "fromage", "madgrad", "cocob",
 )  # fmt: skip
+# These divide by what the rates so far make of the gradients, which is 0 after a rate of 0.
+_DIVIDE_BY_RATES = ("prodigy", "dadapt_adamw")
+
+
+def _check_not_negative(section: Any) -> None:
+    for name in ("lr", "weight_decay"):
+        if getattr(section, name) < 0:
+            raise InputError(f"{name} is {getattr(section, name)}: it cannot be negative")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +48,7 @@ class Rule:
 
     def __post_init__(self):
         check_pattern(self.pattern)
+        _check_not_negative(self)
 
 
 # Muon's second is for what is no matrix, which it leaves to Adam.
@@ -78,9 +87,7 @@ class OptimizerConfig:
     def __post_init__(self):
         if not 0 < self.layer_decay <= 1:
             raise InputError(f"layer_decay is {self.layer_decay} but must be in (0, 1]")
-        for what, value in (("lr", self.lr), ("weight_decay", self.weight_decay)):
-            if value < 0:
-                raise InputError(f"{what} is {value}: it cannot be negative")
+        _check_not_negative(self)
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise InputError(f"clip_norm is {self.clip_norm}; use None for no clipping")
 
@@ -102,7 +109,8 @@ def make_optimizer(
         num_layers: the highest layer that `layer_of` gives.
 
     Raises:
-        InputError: an unknown optimizer or argument, or a parameter that no rule covers.
+        InputError: an unknown optimizer or argument, a parameter that no rule covers, or a first
+            rate of 0 where that makes NaN of the parameters.
     """
     rules = match_rules(config.rules, params, "config.optimizer.rules")
     # Groups are optimizers of their own: no more of them than differ.
@@ -142,6 +150,12 @@ def make_optimizer(
     if any(f != 1.0 for f in jax.tree.leaves(factors)):
         parts.append(_scale_each(factors))
     optimizer = optax.chain(*parts)
+    divides = config.name in _DIVIDE_BY_RATES and not config.args.get("safeguard_warmup")
+    if divides and schedule(0) == 0:
+        raise InputError(
+            f"config.optimizer.name: {config.name} divides by the learning rate of the first step, "
+            "which is 0; set config.schedule.start_factor=0.01, or warmup_steps=0"
+        )
     try:
         # Optax looks at most arguments only here.
         state = jax.eval_shape(optimizer.init, params)
@@ -186,7 +200,7 @@ def _named_optimizer(
             "use one that has, such as adamw"
         )
     if decay_factor == 0:
-        args.pop("weight_decay_rate", None)  # Adafactor's own, which no schedule scales
+        args.pop("weight_decay_rate", None)
         if config.name == "lars":
             args.setdefault("trust_ratio_mask", False)
         elif config.name == "lamb":
@@ -194,6 +208,8 @@ def _named_optimizer(
             args.setdefault("eps", parameters["eps"].default)
             make = optax.adam  # which is lamb without its trust ratio
     try:
+        if args.get("weight_decay_rate"):  # Adafactor's own, which no schedule scales
+            args["weight_decay_rate"] *= decay_factor
         optimizer = make(schedule, **args)
     except (TypeError, ValueError) as e:
         raise InputError(f"config.optimizer.args: optax's {config.name} fails: {e}") from e

@@ -6,8 +6,16 @@ from typing import Literal
 import jax.numpy as jnp
 import optax
 
-from vitlab.config import Duration
+from vitlab.config import Duration, check_unread
 from vitlab.errors import InputError
+
+# The schedules that make use of a field.
+_READ_BY = {
+    "end_factor": ("cosine", "linear", "poly"),
+    "power": ("poly",),
+    "timescale": ("rsqrt",),
+    "decay_factor": ("stair",),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,10 +59,13 @@ class ScheduleConfig:
                 f"start_factor is {self.start_factor}: a fraction in [0, 1] of the peak, which "
                 "needs a warm-up"
             )
-        if self.end_factor and self.name not in ("cosine", "linear", "poly"):
-            raise InputError(f"end_factor does nothing to the schedule {self.name}")
-        if self.power <= 0 or self.power != 0.9 and self.name != "poly":
-            raise InputError(f"power is {self.power}: it must be above 0, and only poly has one")
+        unread = [field for field, names in _READ_BY.items() if self.name not in names]
+        check_unread(self, unread, f"to the schedule {self.name}")
+        for name in ("end_factor", "decay_factor"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} is {getattr(self, name)}: it cannot be negative")
+        if self.power <= 0 or not self.timescale.amount:
+            raise InputError("power and timescale must be above 0")
         if any(not 0 < at < 1 for at in self.decay_at) or list(self.decay_at) != sorted(
             self.decay_at
         ):

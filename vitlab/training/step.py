@@ -11,7 +11,7 @@ import optax
 
 from vitlab.errors import InputError
 from vitlab.ops import keys
-from vitlab.ops.collectives import part_of_rows, total
+from vitlab.ops.collectives import part_of_rows, roll_rows, total
 from vitlab.tasks.task import Task
 
 
@@ -47,6 +47,21 @@ class TrainState:
         """What `model.apply` takes: the variables, or their average."""
         return self.ema if ema else {"params": self.params, **self.model_state}
 
+    def is_finite(self) -> bool:
+        """Whether all that an update changes is: parameters, model_state, opt_state and ema.
+
+        A small program for each shape, as one of all arrays takes seconds to compile. Every process
+        of several must ask, and all get the same answer.
+        """
+        arrays = jax.tree.leaves((self.params, self.model_state, self.opt_state, self.ema))
+        # One after the other: collectives of several programs at once can wait for each other.
+        return all(bool(_all_finite(array)) for array in arrays)
+
+
+@jax.jit
+def _all_finite(array: jax.Array) -> jax.Array:
+    return jnp.isfinite(array).all()
+
 
 def make_train_step(
     task: Task,
@@ -66,8 +81,8 @@ def make_train_step(
         optimizer: see `make_optimizer`.
         normalize: from pixels f32 in [0, 255] to what the model takes.
         seed: of every random draw.
-        accumulate: parts that the batch is cut into, one after the other, with one update for
-            all: the gradient of the whole batch in less memory.
+        accumulate: parts that the batch is cut into, augmented one after the other, with one update
+            for all: the gradient of the whole batch in less memory.
         ema_decay: of the average of the variables; None keeps none.
         frozen: a tree like the parameters of bools, true where they are never updated; their
             gradients count in no norm, and XLA does not compute them.
@@ -79,9 +94,10 @@ def make_train_step(
     def step_fn(state: TrainState, batch: dict[str, jax.Array]) -> TrainState:
         step = state.step
         progress = jnp.full(batch["id"].shape, step / total_steps, jnp.float32)
-        batch = task.augment({**batch, "progress": progress}, normalize, seed, step)
+        batch = {**batch, "progress": progress}
 
         def loss_fn(params, model_state, part):
+            part = task.augment(part, normalize, seed, step)
             key = keys.batch_key(seed, "model", step)
             terms, metrics, new_state = task.loss(params, model_state, part, key)
             return terms, (metrics, new_state)
@@ -140,7 +156,8 @@ def gradients(
         loss_fn: `(params, model_state, batch) -> (terms, (metrics, model_state))`.
         params: what to differentiate by.
         model_state: the model's other collections.
-        batch: arrays whose leading axis `accumulate` divides.
+        batch: arrays whose leading axis `accumulate` divides. A part of it has `before` besides: of
+            each of its rows the row before, which is in another part.
         accumulate: number of parts.
         axis_name: see `make_train_step`.
 
@@ -162,6 +179,8 @@ def gradients(
     if accumulate == 1:
         grads, (terms, metrics, new_state) = grad_fn(params, model_state, batch, 0, None)
         return *_over_devices(terms, metrics, axis_name), new_state, total(grads, axis_name)
+    # What a row is mixed with is in another part.
+    batch = {**batch, "before": jax.tree.map(lambda x: roll_rows(x, axis_name), batch)}
     # Every part takes every n-th row, so that it is spread over the devices as the batch is.
     parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
     indices = jnp.arange(accumulate)
