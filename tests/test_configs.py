@@ -62,12 +62,7 @@ OVERRIDES = {
     "simclr_r50_imagenet": {
         **TINY_SIMCLR,
         **IMAGENET,
-        "model.backbone": {
-            "name": "resnet",
-            "variant": "18",
-            "depths": (1, 1, 1, 1),
-            "widths": (4, 4, 4, 4),
-        },
+        "model.backbone": dict(name="resnet", variant="18", depths=(1,) * 4, widths=(4,) * 4),
     },
     "mae_cifar10": {**TINY_MAE, "data.workers": 0},
     "simclr_cifar10": {**TINY_SIMCLR, "data.workers": 0},
@@ -101,6 +96,7 @@ OVERRIDES = {
     "segmenter_own_data": {**TINY_UNET, "data.workers": 0},
     "unet_camvid": {**TINY_UNET, "data.workers": 0},
     "eomt_digit_scenes": TINY_EOMT,
+    "eomt_own_data": {**TINY_EOMT, "model.num_queries": 100, "data.workers": 0},
     "eomt_vit_s16_coco_panoptic": {**TINY_EOMT, "model.num_queries": 100, "data.workers": 0},
 }
 # A few among the quick tests, the others among the slow ones.
@@ -288,7 +284,7 @@ def masks(tmp_path_factory):
         places = {
             "camvid": (split, f"{split}annot"),
             "ade": (f"images/{ade}", f"annotations/{ade}"),
-            "own": (f"images/{split}", f"masks/{split}"),
+            "own": (f"images/{split}", f"masks/{split}", f"labels/{split}"),
             "coco": (f"{split}2017", f"annotations/panoptic_{split}2017"),
         }
         for name, folders in places.items():
@@ -301,6 +297,8 @@ def masks(tmp_path_factory):
                 ids[10:40, 4 * i : 4 * i + 30] = 1 + i % 2
                 pixels = np.stack([ids, 0 * ids, 0 * ids], axis=-1) if name == "coco" else ids
                 Image.fromarray(pixels).save(root / name / folders[1] / f"{i}.png")
+                for labels in folders[2:]:
+                    (root / name / labels / f"{i}.txt").write_text("0 0.1 0.2 0.6 0.2 0.4 0.8")
                 found = {"id": 1 + i % 2, "category_id": 3, "bbox": [4 * i, 10, 30, 30],
                          "area": 900, "iscrowd": 0}  # fmt: skip
                 segments.append({"image_id": i, "file_name": f"{i}.png", "segments_info": [found]})
@@ -314,6 +312,7 @@ def masks(tmp_path_factory):
             "annotations": segments,
         }  # fmt: skip
         (root / f"coco/annotations/panoptic_{split}2017.json").write_text(json.dumps(content))
+    (root / "own/data.yaml").write_text("names: [a]\ntrain: images/train\nval: images/val\n")
     (root / "own/classes.txt").write_text("sky\nroad\ntree\n")
     (root / "ade/classes.txt").write_text("wall\ntree\n")
     return root
@@ -332,6 +331,7 @@ def segmenter(name, masks, monkeypatch):
         "segmenter_camvid": f"path={masks / 'camvid'},height=48",
         "unet_camvid": f"path={masks / 'camvid'},height=48",
         "segmenter_own_data": f"source=masks:{masks / 'own'},size=32",
+        "eomt_own_data": f"source=yolo:{masks / 'own/data.yaml'},size=32",
         "eomt_vit_s16_coco_panoptic": f"path={masks / 'coco'},size=64",
     }[name]
     return f"{ROOT / 'configs' / name}.py:{argument}"

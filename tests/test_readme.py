@@ -3,12 +3,14 @@
 import contextlib
 import importlib.metadata
 import io
+import json
 import pathlib
 import re
 import shlex
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -19,7 +21,9 @@ from vitlab.commands.cli import main as vitlab
 from vitlab.config import _plain, load
 from vitlab.data import digit_scenes
 from vitlab.main import main, parse
+from vitlab.models.resnet import ResNet
 from vitlab.training.experiment import Experiment
+from vitlab.weights import save
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -120,6 +124,8 @@ def tiny(spec):
         return REAL
     sizes = {k: v for k, v in OVERRIDES[name].items() if k.startswith("model")}
     sizes |= {"model.num_queries": 100} if name == "detr_own_data" else {}
+    if "resnet50" in spec:  # that of the file
+        sizes = {k: v for k, v in sizes.items() if "backbone" not in k}
     more = ["--config.checkpoint.every_steps=2"]
     return [*(f"--config.{key}={value}" for key, value in sizes.items()), *QUICK, *more]
 
@@ -153,6 +159,19 @@ def own_data(root):
         "train: images/train\nval: images/val\nnames: [cup, plate]\n"
     )
     (root / "streets/classes.txt").write_text("road\nsky\ntree\n")
+    names = [path.name for path in sorted((root / "all_photos").iterdir())]
+    images = [dict(id=i, file_name=name, width=80, height=60) for i, name in enumerate(names)]
+    outlines = [
+        dict(id=i + 1, image_id=i, category_id=1, iscrowd=0, area=200, bbox=[10, 10, 20, 20],
+             segmentation=[[10, 10, 30, 10, 30, 30]])
+        for i in range(len(names))
+    ]  # fmt: skip
+    content = dict(images=images, annotations=outlines, categories=[dict(id=1, name="leaf")])
+    (root / "outlines.json").write_text(json.dumps(content))
+    resnet = ResNet("50", num_classes=3)
+    weights = resnet.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+    saved = save(root / "resnet50", resnet, weights, "timm", image_size=(32, 32))
+    saved.path.rename(root / "resnet50.safetensors")
     for file, fixture in (
         ("dinov2_vits14_pretrain", "weights_dinov2"),
         ("mae_pretrain_vit_base", "weights_mae_finetune"),

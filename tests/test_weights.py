@@ -11,10 +11,13 @@ from PIL import Image
 from tests.deploy.models import make, write_run
 from tests.weights import reference as ref
 from vitlab import config as config_lib
+from vitlab.data import digit_scenes
 from vitlab.errors import InputError
 from vitlab.main import main
+from vitlab.models.resnet import ResNet
+from vitlab.models.vit import ViT
 from vitlab.training.setup import Setup
-from vitlab.weights import load, transfer
+from vitlab.weights import load, save, transfer
 from vitlab.weights.filling import names_of
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -144,6 +147,59 @@ def test_what_does_not_fit_is_one_line(photos, published, model, more, match):
     with pytest.raises(InputError, match=match) as error:
         started(f"image_folder.py:path={photos}", settings)
     assert "\n" not in str(error.value)
+
+
+PUBLISHED = {
+    "resnet50": (ResNet("50", num_classes=1000), 224),
+    "vit_s16": (ViT("S/16", num_classes=1000), 224),
+    "dinov2_s14": (ViT("S/14", layer_scale=1.0), 518),
+}
+
+
+@pytest.fixture(scope="module")
+def backbones(tmp_path_factory):
+    """Files of PUBLISHED, with zeros."""
+    paths = {}
+    for name, (model, pixels) in PUBLISHED.items():
+        images = np.zeros((1, pixels, pixels, 3), np.float32)
+        shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+        zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+        folder = tmp_path_factory.mktemp("published") / name
+        paths[name] = save(folder, model, zeros, "timm", (pixels, pixels)).path.parent
+    return paths
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["detr", "segmenter", "eomt"])
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_configs_for_own_data_take_published_backbones_as_they_are(
+    config, name, backbones, tmp_path, monkeypatch
+):
+    if (config, name) == ("eomt", "resnet50"):
+        pytest.skip("EoMT is within a ViT")
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    monkeypatch.setattr(digit_scenes, "_SCENES", {"train": 12, "test": 6})
+    model = {"resnet50": "unet"}.get(name, "segmenter")
+    which = f"model={model}_{name}" if config == "segmenter" else f"backbone={name}"
+    spec = f"{ROOT}/configs/{config}_own_data.py:source=digit_scenes,val=test,size=225,{which}"
+    setup = Setup(config_lib.load(spec, [("init_from", str(backbones[name]))]))
+    setup.read_initial()
+    fresh = {"params": setup.target.params, **setup.target.model_state}
+    _, report = setup._transfer(fresh)
+    ours = [path for path in names_of(fresh) if "backbone/" in path]
+    assert set(ours) <= {*report.loaded, *report.resized}
+    assert not report.unused
+    assert all(path.startswith("head/") for path in report.left)
+    patch = getattr(setup.task.model.backbone, "patch_size", 1)
+    assert all(side % patch == 0 for side in setup.image_size)
+
+
+def test_the_settings_that_would_fit_come_before_what_may_differ(photos, published):
+    settings = {**COMMON, "model": {**VIT, "norm_eps": 1e-12, "depth": 3}}
+    settings["init_from"] = published("weights_hf_vit")
+    said = r"\. The model there has config\.model\.depth=2: set the same\. Name what may differ all"
+    with pytest.raises(InputError, match=said):
+        started(f"image_folder.py:path={photos}", settings)
 
 
 def test_hints_are_for_published_weights(tmp_path):

@@ -64,8 +64,6 @@ def test_every_task_writes_rows_and_pictures(runs, photos, tmp_path, task, capsy
     if task == "detection":
         x0, y0, x1, y1 = found.boxes[0]
         np.testing.assert_allclose(first[0]["bbox"], [x0, y0, x1 - x0, y1 - y0], atol=0.1)
-        assert found.boxes.min() >= 0
-        assert (found.boxes <= [70, 50, 70, 50]).all()
         return
     for row in first:
         assert coco_mask.decode(row["segmentation"]).shape == (50, 70)

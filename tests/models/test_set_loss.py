@@ -105,7 +105,7 @@ def class_loss(loss, logits, label, iou):
 
 
 def by_loops(loss, found, targets):
-    """{(image, set): queries of its targets}, and the terms' (sum, count)."""
+    """{(image, set): queries of its targets}, and the terms' (sum, count), means over the sets."""
     pairs, terms = {}, {name: [0.0, 0.0] for name in ("class", "l1", "giou")}
     softmax = loss.classification == "softmax"
     for image, s in np.ndindex(found.logits.shape[:2]):
@@ -129,7 +129,8 @@ def by_loops(loss, found, targets):
             terms["class"][1] += weight if softmax else 0
         for name in ("l1", "giou") if softmax else terms:
             terms[name][1] += number
-    return pairs, terms
+    sets = found.logits.shape[1]
+    return pairs, {name: [x / sets for x in term] for name, term in terms.items()}
 
 
 def assert_loops_agree(loss, found, targets, counted):
@@ -164,10 +165,13 @@ def test_matches_and_terms_are_the_reference_s(form):
             ours += [terms[name][0] / number for name in ("l1", "giou")]
             np.testing.assert_allclose(ours, expected[layer], rtol=1e-5, atol=1e-6)
         _, terms = match_and_terms(FORMS[form], found, targets, counted)
-        for place, name in ((1, "l1"), (2, "giou")):  # all layers at once
-            assert terms[name][1] == 3 * targets.mask.sum()
-            mean = terms[name][0] / max(terms[name][1], 1)
-            np.testing.assert_allclose(mean, expected[:, place].mean(), rtol=1e-5)
+        for place, name in enumerate(("class", "l1", "giou")):  # all layers at once
+            value, count = terms[name]
+            if place or form != "softmax":
+                assert count == targets.mask.sum()
+                count = number
+            mean = expected[:, place].mean()
+            np.testing.assert_allclose(value / count, mean, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -194,7 +198,7 @@ def test_a_batch_without_objects_has_no_boxes_to_count_and_still_teaches_the_cla
     assert terms["l1"] == terms["giou"] == (0, 0)
     assert np.isfinite(terms["class"]).all()
     assert terms["class"][0] > 0
-    weight = 0.1 * 4 * 2 * 8 if form == "softmax" else 0
+    weight = 0.1 * 4 * 8 if form == "softmax" else 0
     np.testing.assert_allclose(terms["class"][1], weight, rtol=1e-6)
     slope = gradient(FORMS[form], found, targets, counted)
     assert np.isfinite(slope.logits).all()

@@ -13,7 +13,7 @@ from vitlab.data.preprocess import Preprocess
 from vitlab.errors import InputError
 from vitlab.tasks.detection import Detection
 from vitlab.tasks.task import task_class
-from vitlab.training.step import gradients
+from vitlab.training.step import gradients, mean
 
 BACKBONE = {"name": "vit", "width": 8, "depth": 1, "num_heads": 2, "patch_size": 8,
             "pool": "gap", "pos_embed": "sincos2d_mae"}  # fmt: skip
@@ -116,10 +116,14 @@ def test_a_batch_without_any_object_learns_that_there_is_none(classification):
 
 
 @pytest.mark.slow
-def test_each_layer_counts_as_much_as_the_last():
-    """Where all layers predict alike, the others weigh layers - 1 times what the last one does."""
-    task = make(PUBLISHED)
-    rows = task.augment(batch(), normalize, 0, 0)
+@pytest.mark.parametrize(
+    ("classification", "objects"), [("softmax", 2), ("focal", 2), ("focal", 0)]
+)
+def test_each_layer_counts_as_much_as_the_last(classification, objects):
+    """Where all layers predict alike, the others weigh layers - 1 times what the last one does;
+    without any object too, where each is divided by 1."""
+    task = make(PUBLISHED, classification=classification)
+    rows = task.augment(batch(objects=objects), normalize, 0, 0)
     variables = fresh(task, rows)
     real = task.model
 
@@ -133,7 +137,7 @@ def test_each_layer_counts_as_much_as_the_last():
     terms = loss(variables["params"])
     for name in ("class", "l1", "giou"):
         (last, n, weight), (others, m, times) = terms[name], terms[f"aux_{name}"]
-        assert float(others / m) == pytest.approx(float(last / n), rel=1e-5)
+        assert float(mean(others, m)) == pytest.approx(float(mean(last, n)), rel=1e-5)
         assert times == pytest.approx(4 * weight)
 
 

@@ -20,6 +20,7 @@ def draw_objects(
     annotation: Annotation,
     class_names: Sequence[str],
     scores: Sequence[float] | None = None,
+    behind: Segments | None = None,
 ) -> Image.Image:
     """Draws boxes with names, and masks as a translucent fill, in one colour a class.
 
@@ -30,12 +31,15 @@ def draw_objects(
         annotation: of the image.
         class_names: of the labels in it.
         scores: of the objects, in [0, 1], where they were found by a model.
+        behind: what lies below the objects, drawn as `draw_segments` does.
 
     Returns:
         The picture in RGB, of the image's size or a multiple of it.
     """
     picture, zoom = _enlarged(image)
     size = picture.size
+    if behind is not None:
+        _fill(picture, zoom, behind, class_names)
     for label, segmentation in zip(annotation.labels, annotation.segmentations, strict=False):
         mask = _mask(segmentation, size, zoom)
         picture.paste(_color(label), None, mask.point(lambda inside: inside and _FILL))
@@ -53,7 +57,7 @@ def draw_objects(
         text = " ".join([class_names[annotation.labels[i]], *flags, *score])
         corners = _corners(annotation.boxes[i] * zoom, size)
         _name(draw, corners, text, _color(annotation.labels[i]), font)
-    return picture
+    return picture if behind is None else _with_legend(picture, behind, class_names)
 
 
 def draw_segments(
@@ -73,15 +77,7 @@ def draw_segments(
         The picture in RGB, the image on the left in its size or a multiple of it.
     """
     picture, zoom = _enlarged(image)
-    places = segments.map.repeat(zoom, axis=0).repeat(zoom, axis=1)
-    colors = np.array([*map(_color, segments.labels), (0, 0, 0)], np.uint8)[places]
-    seen = [segment_names[label] != BACKGROUND for label in segments.labels]
-    filled = np.array([*seen, False])[places] * np.uint8(_FILL)
-    picture.paste(Image.fromarray(colors), None, Image.fromarray(filled))
-    border = np.zeros(places.shape, bool)
-    border[:, 1:] |= places[:, 1:] != places[:, :-1]
-    border[1:] |= places[1:] != places[:-1]
-    picture.paste("white", None, Image.fromarray(border.astype(np.uint8) * 255))
+    _fill(picture, zoom, segments, segment_names)
     return _with_legend(picture, segments, segment_names)
 
 
@@ -113,6 +109,19 @@ def draw_classes(image: np.ndarray, classes: Sequence[tuple[str, float]]) -> Ima
     return canvas
 
 
+def _fill(picture: Image.Image, zoom: int, segments: Segments, names: Sequence[str]) -> None:
+    """Draws segments into an image that is enlarged."""
+    places = segments.map.repeat(zoom, axis=0).repeat(zoom, axis=1)
+    colors = np.array([*map(_color, segments.labels), (0, 0, 0)], np.uint8)[places]
+    seen = [names[label] != BACKGROUND for label in segments.labels]
+    filled = np.array([*seen, False])[places] * np.uint8(_FILL)
+    picture.paste(Image.fromarray(colors), None, Image.fromarray(filled))
+    border = np.zeros(places.shape, bool)
+    border[:, 1:] |= places[:, 1:] != places[:, :-1]
+    border[1:] |= places[1:] != places[:-1]
+    picture.paste("white", None, Image.fromarray(border.astype(np.uint8) * 255))
+
+
 def _with_legend(picture: Image.Image, segments: Segments, names: Sequence[str]) -> Image.Image:
     font = ImageFont.load_default(max(12, max(picture.size) // 60))
     line = round(font.size * 1.6)
@@ -124,7 +133,9 @@ def _with_legend(picture: Image.Image, segments: Segments, names: Sequence[str])
                 continue
             times = f" x {count}" if count > 1 else ""
             rows.append((label, f"{names[label]}{times}{' (crowd)' if crowd else ''}"))
-    width = max((font.getlength(text) for _, text in rows), default=0)
+    if not rows:
+        return picture
+    width = max(font.getlength(text) for _, text in rows)
     size = (picture.width + round(width) + 3 * line, max(picture.height, (len(rows) + 1) * line))
     canvas = Image.new("RGB", size, "white")
     canvas.paste(picture)

@@ -32,6 +32,11 @@ def encode_masks(masks: np.ndarray) -> list[dict]:
     return [{"size": mask["size"], "counts": mask["counts"].decode()} for mask in encoded]
 
 
+def decode_mask(mask: dict) -> np.ndarray:
+    """One mask as bool[height, width]."""
+    return coco_mask.decode(mask).astype(bool)
+
+
 def mask_boxes(masks: Sequence[dict]) -> np.ndarray:
     """f64[n, 4], the box around each mask as x0, y0, x1, y1; (0, 0, 0, 0) of an empty one."""
     boxes = np.reshape(coco_mask.toBbox(list(masks)), (-1, 4)).astype(np.float64)

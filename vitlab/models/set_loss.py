@@ -110,7 +110,10 @@ class SetLoss:
     def __call__(
         self, found: Boxes, targets: Targets, query: Array, counted: Array
     ) -> dict[str, tuple[Array, Array, float]]:
-        """The terms of the loss, `{term: (sum f32[], count f32[], weight)}`, over all sets.
+        """The terms of the loss, `{term: (sum f32[], count f32[], weight)}`, means over the sets.
+
+        A count is that of one set, so that who divides by the boxes of the whole batch, or by 1
+        where it has none, divides each set by them, as DETR does each layer of its decoder.
 
         Args:
             found: f32[batch, sets, queries, ...].
@@ -132,11 +135,13 @@ class SetLoss:
             classes = softmax_classes(found.logits, labels, pairs, counted, mask, self.no_object)
         else:
             classes = self._sigmoid(found.logits, targets.labels, pairs, counted, iou), number
-        return {
+        terms = {
             "class": (*classes, self.class_weight),
             "l1": (jnp.where(mask, l1, 0).sum(), number, self.l1_weight),
             "giou": (jnp.where(mask, 1 - giou, 0).sum(), number, self.giou_weight),
         }
+        sets = query.shape[1]
+        return {name: (value / sets, n / sets, w) for name, (value, n, w) in terms.items()}
 
     def overlap(self, found: Boxes, targets: Targets, query: Array) -> tuple[Array, Array]:
         """The sum of the overlaps (IoU) of what is matched f32[], and how many these are f32[]."""

@@ -149,7 +149,7 @@ class Detection(AroundBackbone):
 
     def predict(self, variables: Arrays, batch: Arrays, normalize: Callable) -> Arrays:
         """Of each row the best detections: boxes f32[k, 4] as corners in pixels of the original
-        image, scores f32[k] best first, labels i32[k]."""
+        image, beyond which they may reach, scores f32[k] best first, labels i32[k]."""
         images = without_padding(normalize(batch["image"]), batch)
         found, _ = self.model.apply(variables, images, batch.get("content"))
         size = jnp.tile(_size(batch)[:, None, ::-1], 2)
@@ -176,17 +176,19 @@ class Detection(AroundBackbone):
     def predictions(
         self, views: Sequence[Arrays], sizes: Sequence[tuple[int, int]], things: Sequence[bool]
     ) -> list[ObjectPrediction]:
-        """The detections, clipped to their image; those of several views without duplicates."""
+        """The detections; those of several views without duplicates.
+
+        A box may reach beyond its image, as it does where it is scored: DETR's published AP is that
+        of boxes as the model gives them. Pictures end at the image's edge.
+        """
         del things
         made = []
-        for index, (height, width) in enumerate(sizes):
+        for index in range(len(sizes)):
             parts = [[view[key][index] for view in views] for key in ("boxes", "scores", "labels")]
             boxes, scores, labels = map(np.concatenate, parts)
             if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
                 raise InputError("the model gives values that are not finite")
-            found = metrics_lib.Detections(
-                boxes.clip(0, [width, height, width, height]), scores, labels
-            )
+            found = metrics_lib.Detections(boxes, scores, labels)
             found = suppressed(found) if len(views) > 1 else found
             made.append(ObjectPrediction(found.boxes, found.scores, found.labels, self.classes))
         return made

@@ -11,13 +11,13 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from vitlab.data.annotations import Annotation
+from vitlab.data.annotations import RLE, Annotation
 from vitlab.data.image_ops import grey_to_rgb
 from vitlab.data.preview import draw_classes, draw_objects, draw_segments
-from vitlab.data.segments import Segments
+from vitlab.data.segments import BACKGROUND, Segments, without_empty
 from vitlab.evaluation.boxes import Detections, box_area, box_iou
 from vitlab.evaluation.detection import coco_results
-from vitlab.evaluation.masks import encode_masks, mask_area, mask_boxes
+from vitlab.evaluation.masks import decode_mask, encode_masks, mask_area, mask_boxes
 from vitlab.evaluation.segments import FoundSegments, label_map
 
 # A detection is told and drawn from this score on; files have them all.
@@ -86,7 +86,7 @@ class ObjectPrediction:
     """Objects, the surest first: a box, a class and a score each.
 
     Attributes:
-        boxes: f32[objects, 4] as x0, y0, x1, y1 in pixels.
+        boxes: f32[objects, 4] as x0, y0, x1, y1 in pixels; they may reach beyond the image.
         scores: f32[objects].
         labels: i32[objects], places in `names`.
         names: of the classes.
@@ -103,7 +103,7 @@ class ObjectPrediction:
         return _coco_records(found, image_id, category_ids, self.names)
 
     def draw(self, image: np.ndarray, least_score: float = LEAST_SCORE) -> Image.Image:
-        """The objects of at least this score, with names and scores."""
+        """The objects of at least this score, with names and scores; boxes end at the edge."""
         found = Detections(self.boxes, self.scores, self.labels)
         return _drawn(found, image, least_score, self.names)
 
@@ -120,11 +120,13 @@ class SegmentPrediction:
         segments: of the whole image. Of a semantic segmentation a segment is a class.
         names: of the classes.
         objects: of a model that finds instances, with masks.
+        things: which of the names these are of.
     """
 
     segments: FoundSegments
     names: tuple[str, ...]
     objects: Detections | None = None
+    things: tuple[bool, ...] = ()
 
     @property
     def labels(self) -> np.ndarray:
@@ -158,11 +160,16 @@ class SegmentPrediction:
         ]
 
     def draw(self, image: np.ndarray, least_score: float = LEAST_SCORE) -> Image.Image:
-        """The image in the colours of its segments, with a legend."""
-        del least_score
-        none = np.zeros(len(self.segments.labels), bool)
-        segments = Segments(self.segments.map, self.segments.labels, none)
-        return draw_segments(grey_to_rgb(image), segments, self.names)
+        """The image in the colours of its segments, with a legend; where things are told apart, the
+        single ones of at least this score on those segments that are no things."""
+        found = self.segments
+        segments = Segments(found.map, found.labels, np.zeros(len(found.labels), bool))
+        if self.objects is None:
+            return draw_segments(grey_to_rgb(image), segments, self.names)
+        stuff = [not self.things[i] and self.names[i] != BACKGROUND for i in found.labels]
+        places = segments.replaced(np.where(stuff, np.arange(len(stuff)), -1))
+        behind = without_empty(dataclasses.replace(segments, map=places))
+        return _drawn(self.objects, image, least_score, self.names, behind)
 
     def told(self, least_score: float = LEAST_SCORE) -> str:
         """How many instances there are of each class, or how much of the image it takes."""
@@ -202,14 +209,16 @@ def _coco_records(found, image_id, category_ids, names) -> list[dict[str, Any]]:
     return rows
 
 
-def _drawn(found: Detections, image: np.ndarray, least_score: float, names) -> Image.Image:
-    sure = found.scores >= least_score
-    boxes = found.boxes[sure].astype(np.float64)
+def _drawn(found, image, least_score, names, behind: Segments | None = None) -> Image.Image:
+    sure = np.flatnonzero(found.scores >= least_score)
+    height, width = image.shape[:2]
+    boxes = found.boxes[sure].astype(np.float64).clip(0, [width, height, width, height])
     none = np.zeros(len(boxes), bool)
+    masks = tuple(RLE.of(decode_mask(found.masks[i])) for i in sure) if found.masks else ()
     objects = Annotation(
-        0, *image.shape[1::-1], boxes, found.labels[sure], none, none, box_area(boxes)
+        0, width, height, boxes, found.labels[sure], none, none, box_area(boxes), masks
     )
-    return draw_objects(grey_to_rgb(image), objects, names, found.scores[sure])
+    return draw_objects(grey_to_rgb(image), objects, names, found.scores[sure], behind)
 
 
 def _counted(labels: np.ndarray, names: Sequence[str]) -> str:

@@ -144,7 +144,7 @@ class UniversalSegmentation(Segmenting):
                 objects.labels[order],
                 [objects.masks[i] for i in order],
             )
-            return SegmentPrediction(segments, self.classes, objects)
+            return SegmentPrediction(segments, self.classes, objects, tuple(things))
 
         return on_all_cores(of_one, range(len(sizes)))
 

@@ -301,8 +301,8 @@ class Setup:
         other = [field for field in other if not transfer.allowed(field, exp.init_allow)]
         if other:
             raise InputError(
-                "config.init_from: all parameters fit, but would mean something else"
-                f"{self._what_would_fit()}; or name {other[0]!r} in config.init_allow"
+                "config.init_from: all parameters fit, but would mean something else. "
+                f"{self._settings_there()}: set the same, or name {other[0]!r} in config.init_allow"
             )
 
     def _transfer(self, variables: Any) -> tuple[dict[str, Any], transfer.TransferReport]:
@@ -310,10 +310,8 @@ class Setup:
         fresh, origin = names_of(variables), self._origin
         same = origin.task == self.experiment.task and self._same_kind()
         heads, allow = self._heads(fresh), self.experiment.init_allow
-        try:
-            return transfer.transfer(fresh, origin.variables, allow, heads, same)
-        except InputError as e:
-            raise InputError(f"{e}{self._what_would_fit()}") from e
+        settings = self._settings_there()
+        return transfer.transfer(fresh, origin.variables, allow, heads, same, settings=settings)
 
     def _same_kind(self) -> bool:
         """Whether the model is of the same name: of a detector, or of a backbone alone."""
@@ -343,10 +341,10 @@ class Setup:
         log(f"init_from {self.experiment.init_from}: {file}{report}")
         return nested(filled)
 
-    def _what_would_fit(self) -> str:
+    def _settings_there(self) -> str:
         """The settings of the other model where they are not ours, for an error."""
         differ = [f"{key}={value}" for key, value in self._differing().items()]
-        return f". The model there has {', '.join(differ)}" if differ else ""
+        return f"The model there has {', '.join(differ)}" if differ else ""
 
     def _differing(self) -> dict[str, Any]:
         """Settings of the other run's backbone that are not as ours, with their values there; and

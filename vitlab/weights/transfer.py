@@ -124,6 +124,7 @@ def transfer(
     other_classes: Sequence[str] = (),
     same_model: bool = False,
     where: str = "config.init_from",
+    settings: str = "",
 ) -> tuple[dict[str, np.ndarray], TransferReport]:
     """Fills a model's variables from those of another run.
 
@@ -140,6 +141,7 @@ def transfer(
             the source: they are left behind there, and new here.
         same_model: match name by name, even if one has a part that the other lacks.
         where: named in errors.
+        settings: what the source's model has otherwise, for errors.
 
     Returns:
         The filled variables and the report.
@@ -181,9 +183,10 @@ def transfer(
     problems += [f"{name} is not in this model" for name in unused if not allowed(name, allow)]
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        fit = f". {settings}: set the same" if settings else ""
         raise InputError(
-            f"{where}: {'; '.join(problems[:3])}{more}. Name what may differ in config.init_allow, "
-            "such as ['head/.*']"
+            f"{where}: {'; '.join(problems[:3])}{more}{fit}. "
+            "Name what may differ all the same in config.init_allow, such as ['head/.*']"
         )
     report = TransferReport(tuple(loaded), tuple(resized), tuple(new), tuple(unused), left)
     return filled, report
