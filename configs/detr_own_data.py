@@ -10,7 +10,7 @@
         --config.init_from=hf:timm/resnet50.tv_in1k
 
 `val` is the split to evaluate on; `holdout` keeps a tenth of `train` for it, as does a source with
-but one split (a file of COCO, Labelbox or VIA, a folder of LabelMe). Start from a pretrained backbone wherever there is
+but one split (COCO, Labelbox, VIA, LabelMe). Start from a pretrained backbone wherever there is
 one, as the last command does; with a few hundred photographs nothing else is worth as much. Such
 are `resnet50` of torchvision and timm, with what stands still and learns slowly there as in DETR;
 `vit_s16` of timm, DeiT and DINO; `dinov2_s14`, DINOv2's (hf:facebook/dinov2-small); and `vit`, of a

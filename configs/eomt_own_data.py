@@ -9,7 +9,7 @@
         --config.init_from=hf:facebook/dinov2-small
 
 `val` is the split to evaluate on; `holdout` keeps a tenth of `train` for it, as does a source with
-but one split (a file of COCO, Labelbox or VIA, a folder of LabelMe). The model is EoMT, whose one head gives the objects
+but one split (COCO, Labelbox, VIA, LabelMe). The model is EoMT, whose one head gives the objects
 and the class of each pixel. It is a ViT, and with a few hundred photographs a ViT is worth what it
 has seen before: take the last form wherever you can. `dinov2_s14` is DINOv2's, `vit_s16` that of
 timm, DeiT and DINO, `vit` that of a run of `mae_image_folder` on the same photographs; each from
