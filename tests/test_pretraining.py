@@ -91,7 +91,7 @@ def test_an_encoder_that_does_not_fit_is_named_with_what_would(mae, tmp_path, ca
 
 def test_an_encoder_of_the_same_shapes_that_means_something_else_is_refused(mae, tmp_path, capsys):
     for change, said in [
-        ({"model.num_heads": 4}, "config.model.num_heads=2; or name 'num_heads' in"),
+        ({"model.num_heads": 4}, "config.model.num_heads=2: set the same, or name 'num_heads' in"),
         ({"model.pos_embed": "none"}, "config.model.pos_embed=sincos2d_mae"),
     ]:
         overrides = {**FINETUNE, "init_from": mae, **change}
