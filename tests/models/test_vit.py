@@ -59,7 +59,7 @@ def values_and_gradients(images, **settings):
     "settings",
     [
         {"scan": True},
-        {"remat": "full"},
+        pytest.param({"remat": "full"}, marks=pytest.mark.slow),
         {"scan": True, "remat": "dots_with_no_batch_dims_saveable"},
     ],
 )
@@ -127,6 +127,7 @@ def test_blocks_in_parts_are_all_blocks(scan):
     jax.tree.map(assert_close, early | late, expected)
 
 
+@pytest.mark.slow
 def test_padding_to_an_even_number_of_tokens_keeps_a_mask_of_each_query(monkeypatch):
     attend, mlp = functools.partial(Attention, 2), functools.partial(Mlp, 16)
     block = functools.partial(Block, attend, mlp, nn.LayerNorm)
@@ -386,10 +387,14 @@ def test_initialisation_is_the_recipe(images):
     assert abs(params["cls"].std() / 0.02 - 1) < 0.3
     assert abs(params["head"]["kernel"].std() / 2e-5 - 1) < 0.2
 
-    params = init(ViT(**sizes, weight_init="deit"))  # deit3-jax: 0.02, cut off at two of it
+
+@pytest.mark.slow
+def test_kernels_start_as_in_deit3_jax(images):
+    model = ViT(**SMALL, weight_init="deit")
+    params = jax.jit(model.init)(jax.random.key(0), images)["params"]
     kernels = {"/".join(k): x for k, x in flatten_dict(params).items() if k[-1] == "kernel"}
-    for path, kernel in kernels.items():
-        assert "head" in path or abs(kernel.std() / 0.0176 - 1) < 0.05, path
+    for path, kernel in kernels.items():  # 0.02, cut off at two of it
+        assert "head" in path or abs(kernel.std() / 0.0176 - 1) < 0.1, path
         assert np.abs(kernel).max() < 0.04, path
     assert abs(params["cls"].std() / 0.02 - 1) < 0.3
     assert abs(params["position_embedding"]["table"].std() / 0.02 - 1) < 0.2

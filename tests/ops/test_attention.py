@@ -142,7 +142,7 @@ def test_tokens_are_evened_where_cudnn_would_then_take_them(by_cudnn):
     assert tokens_of(256, 197, 768, dtype=jnp.float32) == 197
 
 
-@pytest.mark.parametrize("masked", ["keys", "lengths", None])
+@pytest.mark.parametrize("masked", ["keys", pytest.param("lengths", marks=pytest.mark.slow), None])
 def test_what_rows_and_columns_of_a_grid_add_is_a_bias(by_cudnn, monkeypatch, masked):
     """Whether cuDNN gets it inside query and key or not, and to its gradients."""
     rng = np.random.default_rng(0)
