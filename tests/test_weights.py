@@ -170,6 +170,21 @@ def backbones(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_image_folder_takes_published_backbones_as_they_are(name, backbones, photos):
+    spec = f"{ROOT}/configs/image_folder.py:path={photos},holdout,backbone={name}"
+    overrides = [("init_from", str(backbones[name])), ("data.workers", "0")]
+    setup = Setup(config_lib.load(spec, overrides))
+    setup.read_initial()
+    fresh = {"params": setup.target.params, **setup.target.model_state}
+    _, report = setup._transfer(fresh)
+    heads = {path for path in names_of(fresh) if path.startswith(("head/", "params/head/"))}
+    assert heads
+    assert set(names_of(fresh)) - heads <= {*report.loaded, *report.resized}
+    assert all("head/" in path for path in (*report.unused, *report.left))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("config", ["detr", "segmenter", "eomt"])
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_configs_for_own_data_take_published_backbones_as_they_are(
