@@ -125,7 +125,7 @@ def tiny(spec):
     sizes = {k: v for k, v in OVERRIDES[name].items() if k.startswith("model")}
     sizes |= {"model.num_queries": 100} if name == "detr_own_data" else {}
     if "resnet50" in spec:  # that of the file
-        sizes = {k: v for k, v in sizes.items() if "backbone" not in k}
+        sizes = {}
     more = ["--config.checkpoint.every_steps=2"]
     return [*(f"--config.{key}={value}" for key, value in sizes.items()), *QUICK, *more]
 
