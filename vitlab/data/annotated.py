@@ -108,7 +108,7 @@ class AnnotatedSource:
             crowd=np.array([o.crowd for o in objects], bool),
             difficult=np.array([o.difficult for o in objects], bool),
             area=np.array([_area(o, of_box) for o, of_box in areas], np.float64),
-            z=np.array([o.z for o in objects], np.int32) if any(o.z for o in objects) else None,
+            z=np.array([o.z for o in objects], float) if any(o.z for o in objects) else None,
         )
 
     def __len__(self) -> int:

@@ -49,7 +49,7 @@ class Annotation:
         area: f64[objects] in pixels, as COCO's sizes S, M and L are told apart: as the data set
             says, else of the outline, else of the box.
         segmentations: one for each object.
-        z: i32[objects], see `Object`; None where the data set does not say.
+        z: f64[objects], see `Object`; None where the data set does not say.
     """
 
     image_id: int
@@ -86,7 +86,7 @@ class Object:
     difficult: bool = False
     area: float | None = None
     segmentation: Segmentation = None
-    z: int = 0
+    z: float = 0
 
     @classmethod
     def of_polygon(cls, name: str, polygon: np.ndarray) -> "Object":

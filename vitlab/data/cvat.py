@@ -133,7 +133,7 @@ class _Reader:
                 left_out.append((f"a <{shape.tag}> that covers nothing", at))
             else:
                 z = _numbers(shape, at, "z_order")[0] if "z_order" in shape.attrib else 0
-                yield dataclasses.replace(found, z=int(z))
+                yield dataclasses.replace(found, z=z)
 
 
 def _object(label: str, shape: ET.Element, size, where: str) -> Object | None:

@@ -103,7 +103,8 @@ def train_batches(
     prefetch: int = 2,
     on_error: OnError = "raise",
 ) -> Batches:
-    """Endless batches of shuffled examples; every epoch visits each example once, in a new order.
+    """Endless batches of shuffled examples; without `repeats` every epoch visits each example once,
+    in a new order.
 
     Batches run on across the borders of epochs, so nothing is left out. With
     b = batch_size // process_count a batch is a dict of

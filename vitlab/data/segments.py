@@ -65,7 +65,7 @@ def from_objects(annotation: Annotation, background: int) -> Segments:
         from faster_coco_eval.core import mask as coco_mask
 
         areas = coco_mask.area(masks).astype(np.int64)
-        z = np.zeros(len(masks), np.int32) if annotation.z is None else annotation.z
+        z = np.zeros(len(masks)) if annotation.z is None else annotation.z
         for i in np.lexsort((-areas, z, ~annotation.crowd)):
             x, y, width, height = map(int, coco_mask.toBbox(masks[i]))
             inside = np.s_[y : y + height, x : x + width]

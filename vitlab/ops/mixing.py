@@ -85,7 +85,8 @@ def mixup_or_cutmix(
       prob: the probability that this batch is mixed at all.
       switch_prob: the probability that a mixed batch is CutMix, where both are in.
       axis_name: as in `mixup`.
-      partners: the partners' images and targets, where `images` are a part of the batch.
+      partners: the partners' images and targets, shapes as of these, where `images` are a part of
+        the batch; None: the neighbours'.
 
     Returns:
       The mixed images and targets, shapes as given.
