@@ -25,7 +25,7 @@ VERB = Verb(
                 "knn": "weighted k nearest neighbours (k = 20, T = 0.07)",
                 "linear": "a linear classifier by SGD, many learning rates in one pass",
                 "logistic": "a linear classifier by L-BFGS, scikit-learn's",
-                "few_shot": "closed form on 1, 5, 10 and 25 examples a class",
+                "few_shot": "closed form on 1, 5, 10 and 25 examples a class, where one has them",
             },
             optional=True,
             repeated=True,
