@@ -71,6 +71,11 @@ def test_the_page_has_every_number_of_the_result_and_every_picture(run, read_pag
     assert facts["Model"] == "vit, width 8, depth 1, num_heads 2, patch_size 2"
     assert {"Data", "Split", "Images", "Weights", "Preprocessing", "Precision"} <= set(facts)
     assert {"Confusion matrix", "Reliability diagram"} <= set(page.pictures)
+    of_class = json.loads((out / "report/own/classes.json").read_text())
+    assert list(of_class["accuracy"]) == list(CLASSES)
+    mean = sum(of_class["accuracy"].values()) / 2
+    assert mean == pytest.approx(result["metrics"]["own/mean_per_class_accuracy"])
+    assert page.texts["caption"].count("Classes of own") == 1
     assert page.tags.count("img") == len(list((out / "report").glob("*/*.png")))
     assert not list(out.glob(".unfinished*"))
     assert (out / "report" / "index.html").stat().st_size < 1_000_000

@@ -54,7 +54,8 @@ VERB = Verb(
         "vitlab evaluate runs/simclr few_shot --data folder:photos --split val --layer stage_3",
     ),
     "DIR/report/index.html, one file with numbers and pictures to read and to hand on; "
-    "DIR/result.json with the numbers, which --json shows; DIR/report/NAME/ with the pictures.",
+    "DIR/result.json with the numbers, which --json shows; DIR/report/NAME/ with the pictures, "
+    "and in classes.json the numbers of each class.",
 )
 
 

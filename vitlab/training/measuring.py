@@ -198,7 +198,9 @@ def _section(
     pictures = {path.stem: path.read_bytes() for path in drawn.glob("*.png")}
     files = sorted(path.name for path in drawn.iterdir() if path.suffix != ".png")
     short = {name.removeprefix(f"{evaluator.name}/"): value for name, value in metrics.items()}
-    return Section(evaluator.name, config.kind, facts, short, pictures, files)
+    table = drawn / "classes.json"
+    classes = json.loads(table.read_text()) if table.exists() else {}
+    return Section(evaluator.name, config.kind, facts, short, pictures, files, classes)
 
 
 def describe_model(model: Mapping[str, Any]) -> str:
