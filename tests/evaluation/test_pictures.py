@@ -55,9 +55,19 @@ def test_a_lone_confusion_among_many_classes_is_visible(tmp_path):
     assert difference[title:].max() > 50
 
 
-def test_confusion_matrix_refuses_names_that_do_not_fit(tmp_path):
+def test_classes_that_share_rows_are_counted_in_the_labels(drawn, tmp_path):
+    names = [f"class {i}" for i in range(300)]
+    pictures.confusion_matrix(np.eye(100, dtype=int), names, tmp_path / "matrix.png")
+    axes = drawn[0].axes[0]
+    assert axes.get_title("left") == ""  # the diagonal has more than what is right
+    assert axes.get_xlabel() == "predicted class (0 to 299, left to right)"
+
+
+@pytest.mark.parametrize(("shape", "classes"), [((3, 3), 2), ((2, 2), 3), ((60, 50), 60)])
+def test_confusion_matrix_refuses_names_that_do_not_fit(tmp_path, shape, classes):
+    names = ["a"] * classes
     with pytest.raises(InputError, match="class names"):
-        pictures.confusion_matrix(np.eye(3, dtype=int), ["a", "b"], tmp_path / "matrix.png")
+        pictures.confusion_matrix(np.ones(shape, int), names, tmp_path / "matrix.png")
 
 
 @pytest.mark.parametrize("channels", [1, 3])

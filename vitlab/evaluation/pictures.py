@@ -33,18 +33,20 @@ def confusion_matrix(
     """The confusion matrix as fractions of each true class.
 
     Args:
-      matrix: int[classes, classes] of counts, true class in rows.
+      matrix: int[rows, rows] of counts, true class in rows; as many as classes, or fewer where
+        more than 50 classes share them, see `classification.confusion_matrix`.
       class_names: of the classes in order. Names are written for up to 50 classes, percentages for
         up to 20.
       path: of the PNG.
-      title: the accuracy unless given.
+      title: unless given the accuracy, or none where classes share rows.
 
     Raises:
-      InputError: the matrix is not square or the names are not as many.
+      InputError: the matrix is not square or does not fit the names.
     """
     matrix = np.asarray(matrix)
     classes = len(class_names)
-    if matrix.shape != (classes, classes):
+    rows = min(classes, len(matrix)) if classes > _MAX_LABELLED_CLASSES else classes
+    if matrix.shape != (rows, rows):
         raise InputError(
             f"confusion_matrix: matrix {matrix.shape} must be [{classes}, {classes}], "
             "as many rows and columns as class names"
@@ -56,7 +58,9 @@ def confusion_matrix(
     size = min(max(4.2, 1.8 + 0.42 * classes), 9.0)
     figure = Figure(figsize=(size + 0.9, size), layout="constrained")
     axes = figure.subplots()
-    style(axes, title or f"accuracy {_percent(np.trace(matrix) / max(matrix.sum(), 1))}")
+    if rows == classes:
+        title = title or f"accuracy {_percent(np.trace(matrix) / max(matrix.sum(), 1))}"
+    style(axes, title)
     axes.set_xlabel("predicted class", color=INK)
     axes.set_ylabel("true class", color=INK)
     # The root makes rare confusions visible beside the diagonal. Where classes outnumber pixels,

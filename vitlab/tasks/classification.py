@@ -292,7 +292,8 @@ class Classification:
         del shown
         label, predicted = outputs["label"], outputs["top_k"][:, 0]
         matrix = metrics_lib.confusion_matrix(label, predicted, len(self.classes))
-        pictures.confusion_matrix(matrix, self.classes, directory / "confusion.png")
+        title = f"accuracy {100 * np.mean(label == predicted):.2f} %"
+        pictures.confusion_matrix(matrix, self.classes, directory / "confusion.png", title)
         accuracy = metrics_lib.per_class_accuracy(label, predicted, len(self.classes)).tolist()
         of_class = {"accuracy": dict(zip(self.classes, accuracy, strict=True))}
         write_class_metrics(of_class, self.classes, directory)
