@@ -13,7 +13,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 FLOORS = (
     ("errors",),
-    ("allocator", "cache_folder", "distributed"),
+    ("allocator", "cache_folder", "distributed", "own_files"),
     ("compilation_cache",),
     ("ops", "config", "checkpoints", "class_colors"),
     ("models", "data", "evaluation"),

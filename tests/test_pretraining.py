@@ -140,8 +140,10 @@ def test_evaluate_measures_again_and_judges_features(mae, capsys):
         found["metrics"]
     )
     assert "linear_accuracy" in capsys.readouterr().out
-    assert vitlab(["evaluate", str(mae), "few_shot", "--train_split", "train[:300]"]) == 0
-    assert "25_shot_accuracy" in capsys.readouterr().out
+    assert vitlab(["evaluate", str(mae), "few_shot"]) == 0
+    shown = capsys.readouterr().out
+    assert "1_shot_accuracy" in shown
+    assert "25_shot_accuracy" not in shown
 
 
 def test_evaluate_with_bad_input_is_one_line(mae, tmp_path, capsys):
@@ -152,7 +154,7 @@ def test_evaluate_with_bad_input_is_one_line(mae, tmp_path, capsys):
         ([str(mae), "knn", "--layer", "block_7"], "no such stage; did you mean 'block_0'?"),
         ([str(mae), "knn", "--split", "tst"], "tst"),
         ([str(mae), "knn", "--split", "train"], "have examples in common"),
-        ([str(mae), "few_shot"], "has 40 examples, but its protocols need 250"),
+        ([str(mae), "few_shot", "--train_split", "train[:1]"], "protocols need 2: take more"),
         ([str(mae), "--layer", "encoder"], "--layer is for protocols"),
         ([str(tmp_path)], "has no finished checkpoint"),
         (["--split", "test"], "needs WORKDIR"),

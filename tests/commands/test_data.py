@@ -259,13 +259,27 @@ def test_preview_draws_an_image_each(cats, capsys):
     (folder / "train.json").write_text(json.dumps(content))
     command = ["data", "preview", f"coco:{folder}/train.json", "--out", str(folder / "out")]
     assert vitlab([*command, "--count", "1"]) == 0
-    assert [path.name for path in (folder / "out").iterdir()] == ["0000.png"]
+    assert [path.name for path in (folder / "out").glob("*.png")] == ["0000.png"]
     assert vitlab(command) == 0
-    assert sorted(path.name for path in (folder / "out").iterdir()) == ["0000.png", "0001.png"]
+    assert sorted(path.name for path in (folder / "out").glob("*.png")) == ["0000.png", "0001.png"]
     line = capsys.readouterr().out.splitlines()[0]
     assert line == f"{folder}/out/0000.png  {folder}/{line[-5:]}"
-    sizes = {Image.open(path).size for path in (folder / "out").iterdir()}
+    sizes = {Image.open(path).size for path in (folder / "out").glob("*.png")}
     assert sizes == {(1200, 600), (1250, 1000)}
+
+
+def test_preview_replaces_no_image(cats, capsys):
+    folder, content = cats
+    (folder / "b.png").rename(folder / "0001.png")
+    content["images"][1]["file_name"] = "0001.png"
+    (folder / "train.json").write_text(json.dumps(content))
+    before = (folder / "0001.png").read_bytes()
+    command = ["data", "preview", f"coco:{folder}/train.json", "--out", str(folder)]
+    assert vitlab(command) == 2
+    assert f"{folder}/0001.png is there and this command did not" in capsys.readouterr().err
+    assert (folder / "0001.png").read_bytes() == before
+    assert not (folder / "0000.png").exists()
+    assert vitlab([*command, "--count", "1"]) == 0
 
 
 @pytest.mark.parametrize(

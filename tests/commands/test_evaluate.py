@@ -71,6 +71,11 @@ def test_the_page_has_every_number_of_the_result_and_every_picture(run, read_pag
     assert facts["Model"] == "vit, width 8, depth 1, num_heads 2, patch_size 2"
     assert {"Data", "Split", "Images", "Weights", "Preprocessing", "Precision"} <= set(facts)
     assert {"Confusion matrix", "Reliability diagram"} <= set(page.pictures)
+    of_class = json.loads((out / "report/own/classes.json").read_text())
+    assert list(of_class["accuracy"]) == list(CLASSES)
+    mean = sum(of_class["accuracy"].values()) / 2
+    assert mean == pytest.approx(result["metrics"]["own/mean_per_class_accuracy"])
+    assert page.texts["caption"].count("Classes of own") == 1
     assert page.tags.count("img") == len(list((out / "report").glob("*/*.png")))
     assert not list(out.glob(".unfinished*"))
     assert (out / "report" / "index.html").stat().st_size < 1_000_000
@@ -87,8 +92,8 @@ def test_other_data_are_measured_whole_into_a_folder_of_their_own(run, tmp_path,
     # All of the split, of which "test" and "twin" measure a part each: on other data they are one.
     assert result["images"] == {"test": 12, "own": 12}
     # What an earlier evaluation drew is gone; what is not vitlab's stays.
-    result["files"]["test"] += ["old.png", "../../outside.png"]
-    (out / "result.json").write_text(json.dumps(result))
+    with (out / ".vitlab-evaluate").open("a") as names:
+        names.write('"report/test/old.png"\n')
     others = [out / name for name in ("report/notes.txt", "report/test/own.png", "outside.png")]
     for path in (out / "report/test/old.png", *others):
         path.write_text("")
@@ -99,7 +104,6 @@ def test_other_data_are_measured_whole_into_a_folder_of_their_own(run, tmp_path,
     assert result["images"] == {"test": 3, "own": 3}
     assert not (out / "report/test/old.png").exists()
     assert all(path.exists() for path in others)
-    assert "confusion.png" in result["files"]["test"]
     assert (out / "report/test/confusion.png").exists()
     assert set(run.rglob("*")) == there
 
@@ -116,6 +120,9 @@ def test_bad_input_is_one_line(run, tmp_path, capsys):
     flat = write_images(tmp_path / "flat")
     other = write_images(tmp_path / "other", ("cat", "dog"))
     (tmp_path / "file").write_text("")
+    for folder, mine in (("a", "result.json"), ("b", "report/test/confusion.png")):
+        (tmp_path / folder / mine).parent.mkdir(parents=True)
+        (tmp_path / folder / mine).write_text("mine")
     for arguments, said in [
         ([str(tmp_path / "none")], "none does not exist\n"),
         ([str(run), "--source", flat], "--source does not exist"),
@@ -129,11 +136,15 @@ def test_bad_input_is_one_line(run, tmp_path, capsys):
         ([str(run), "--out", "/proc/x"], "--out /proc/x cannot be written"),
         ([str(run), "--out", str(run)], "is a working directory: name another folder"),
         ([str(run), "--out"], "--out needs a value"),
+        ([str(run), "--out", str(tmp_path / "a")], "a/result.json is there and this command did"),
+        ([str(run), "--out", str(tmp_path / "b")], "b/report/test/confusion.png is there and this"),
     ]:  # fmt: skip
         code = vitlab(["evaluate", *arguments])
         error = capsys.readouterr().err
         assert (code, error.count("\n")) == (2, 1), (arguments, error)
         assert said in error, (arguments, error)
+    files = [path for folder in "ab" for path in (tmp_path / folder).rglob("*") if path.is_file()]
+    assert [path.read_text() for path in files] == ["mine", "mine"]
 
 
 def test_a_run_without_evaluators_or_of_another_model_is_refused(run, tmp_path, capsys):

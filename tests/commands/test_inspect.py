@@ -93,6 +93,9 @@ def test_everything_is_drawn_and_every_file_is_told(digits, photos, tmp_path, ca
     assert lines[f"{out}/pca.png"] == "3 images"
     for name in found:
         assert np.asarray(Image.open(out / name)).std() > 10
+    # Again, into files of its own.
+    again = ["inspect", str(digits), str(photos / "b.jpg"), "--out", str(out), *SMALL]
+    assert vitlab([*again, "--what", "rollout"]) == 0
 
 
 def test_blocks_and_kinds_are_chosen(digits, photos, tmp_path):
@@ -132,6 +135,17 @@ def test_broken_files_are_told_and_the_others_drawn(digits, photos, tmp_path, ca
     alone = ["inspect", str(digits), str(photos / "no.png"), "--out", str(tmp_path / "none")]
     assert vitlab([*alone, *SMALL]) == 1
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("name", ["attention/b.png", "neighbours.png"])
+def test_files_that_it_did_not_write_stay(digits, photos, tmp_path, capsys, name):
+    command = ["inspect", str(digits), str(photos), "--out", str(tmp_path / "seen"), *SMALL]
+    (tmp_path / "seen" / name).parent.mkdir(parents=True)
+    (tmp_path / "seen" / name).write_text("mine")
+    assert vitlab(command) == 2
+    assert f"seen/{name} is there and this command did not write it" in capsys.readouterr().err
+    assert written(tmp_path / "seen") == [name]
+    assert (tmp_path / "seen" / name).read_text() == "mine"
 
 
 def test_mistakes_are_one_line_and_exit_2(digits, photos, tmp_path, capsys):

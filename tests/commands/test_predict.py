@@ -174,8 +174,29 @@ def test_a_command_that_fails_leaves_earlier_predictions(runs, photos, tmp_path)
     before = (out / "predictions.jsonl").read_text()
     assert before
     assert main([*command, "--tta", "flip"]) == 2
-    assert not list(out.glob(".*"))
+    assert not list(out.glob(".unfinished*"))
     assert (out / "predictions.jsonl").read_text() == before
+
+
+def test_files_that_are_not_of_predictions_stay(runs, photos, tmp_path, capsys):
+    """Such as the images themselves, or the masks that they are annotated with."""
+    (tmp_path / "masks/deep").mkdir(parents=True)
+    mask = tmp_path / "masks/deep/b.png"
+    Image.new("L", (70, 30)).save(mask)
+    before = mask.read_bytes()
+    command = ["predict", runs["segmentation"], str(photos), "--out", str(tmp_path)]
+    assert main(command) == 2
+    assert capsys.readouterr().err == (
+        f"vitlab: error: {mask} is there and this command did not write it: take another --out\n"
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["masks", "photos"]
+    assert mask.read_bytes() == before
+    # A class has no mask to write; and its own files are replaced.
+    command[1] = runs["classification"]
+    for _ in range(2):
+        assert main(command) == 0
+        assert Image.open(tmp_path / "pictures/a.jpg").size
+        (tmp_path / "pictures/a.jpg").write_text("")
 
 
 def test_the_parameters_are_those_of_the_evaluator(photos, tmp_path):

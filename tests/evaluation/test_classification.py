@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from sklearn import metrics
@@ -120,6 +122,22 @@ def test_per_class_accuracy_is_the_diagonal_of_the_confusion_matrix(outputs):
 
 def test_confusion_matrix_has_the_true_class_in_rows():
     assert confusion_matrix([0, 0, 1], [2, 2, 1], 3).tolist() == [[0, 0, 2], [0, 1, 0], [0, 0, 0]]
+
+
+def test_many_classes_share_rows_of_the_confusion_matrix():
+    rng = np.random.default_rng(0)
+    label, predicted = rng.integers(40, size=(2, 500))
+    whole = confusion_matrix(label, predicted, 40)
+    shared = confusion_matrix(label, predicted, 40, most=10)
+    np.testing.assert_array_equal(shared, whole.reshape(10, 4, 10, 4).sum(axis=(1, 3)))
+    assert confusion_matrix(label, predicted, 41, most=10).sum() == 500  # uneven, and all there
+    tracemalloc.start()
+    matrix = confusion_matrix([0, 99_999], [1, 5], 100_000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**27
+    assert matrix.shape == (1000, 1000)
+    assert (matrix[0, 0], matrix[999, 0]) == (1, 1)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import io
 import re
+from html import escape
 
 import numpy as np
 import pytest
@@ -55,6 +56,19 @@ def test_numbers_keep_their_digits_and_evaluators_are_compared(tmp_path, read_pa
     one = html_report(report(first))
     assert "<nav" not in one
     assert "Overview" not in one
+
+
+def test_numbers_of_classes_are_a_table(tmp_path, read_page):
+    classes = {"IoU": {HOSTILE: 0.25, "b": None}, "PQ": {HOSTILE: 0.75}}
+    section = Section("a", "segmentation", {}, {}, files=("classes.json",), classes=classes)
+    path = tmp_path / "index.html"
+    path.write_text(html_report(report(section)), encoding="utf-8")
+    page = read_page(path)
+    assert page.texts["summary"][0] == "Each class in numbers"
+    text = path.read_text(encoding="utf-8")
+    rows = re.findall(r'<tr><th scope="row">([^<]+)</th>(?:<td>(.*?)</td>)(?:<td>(.*?)</td>)', text)
+    assert rows == [(escape(HOSTILE), "0.2500", "0.7500"), ("b", "", "")]
+    assert "<code>a/classes.json</code>, the numbers of each class." in text
 
 
 def test_small_values_are_not_shown_as_nothing():

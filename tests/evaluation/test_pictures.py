@@ -2,71 +2,14 @@ import io
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 from PIL import Image
 
 from vitlab.errors import InputError
 from vitlab.evaluation import pictures
 
 
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures that were saved, in order."""
-    figures, save = [], Figure.savefig
-
-    def savefig(self, *args, **kwargs):
-        figures.append(self)
-        save(self, *args, **kwargs)
-
-    monkeypatch.setattr(Figure, "savefig", savefig)
-    return figures
-
-
 def read(path):
     return np.asarray(Image.open(io.BytesIO(path.read_bytes())).convert("RGB"))
-
-
-RECORDS = [
-    {"step": 20, "train/loss": 1.0, "train/accuracy": 0.5, "images_per_second": 900.0},
-    {"step": 10, "train/loss": 2.0, "train/accuracy": 0.25, "images_per_second": 800.0},
-    {"step": 20, "a$b_$/nll": 1.5, "a$b_$/accuracy": 0.4, "a$b_$/ece": 0.1},
-    {"step": 30, "train/loss": None, "train/lr": 0.1},
-    {"step": 30, "train/loss": float("nan")},
-]
-
-
-def test_curves_show_each_source_in_order_of_step(drawn, tmp_path):
-    pictures.curves(RECORDS, tmp_path / "report" / "curves.png")
-    assert (tmp_path / "report" / "curves.png").stat().st_size > 5000
-    loss, accuracy = drawn[0].axes
-    assert (loss.get_title("left"), accuracy.get_title("left")) == ("loss", "accuracy")
-    train, evaluator = loss.lines
-    np.testing.assert_array_equal(train.get_xdata(), [10, 20, 30])
-    np.testing.assert_array_equal(train.get_ydata(), [2, 1, np.nan])
-    np.testing.assert_array_equal(evaluator.get_xydata(), [[20, 1.5]])
-    np.testing.assert_array_equal(accuracy.lines[0].get_ydata(), [0.25, 0.5])
-    labels = [text.get_text() for text in loss.get_legend().get_texts()]
-    assert labels == ["train  1", "a$b_$  1.5"]
-    assert train.get_color() == accuracy.lines[0].get_color() != evaluator.get_color()
-    assert evaluator.get_color() == accuracy.lines[1].get_color()
-
-
-def test_long_curves_are_smoothed_over_what_was_recorded(drawn, tmp_path):
-    noise = np.random.default_rng(0).normal(size=1000)
-    records = [{"step": i, "train/loss": 1 + x} for i, x in enumerate(noise)]
-    pictures.curves(records, tmp_path / "curves.png")
-    (loss,) = drawn[0].axes
-    raw, smooth = (line.get_ydata() for line in loss.lines)
-    np.testing.assert_array_equal(raw, 1 + noise)
-    np.testing.assert_allclose(smooth[-1], 1 + noise[-10:].mean())
-
-
-def test_curves_without_a_loss_or_an_accuracy_say_so(drawn, tmp_path):
-    pictures.curves([{"step": 1, "images_per_second": 3.0}], tmp_path / "curves.png")
-    assert "no loss" in drawn[0].texts[0].get_text()
-    pictures.curves([], tmp_path / "curves.png")
-    with pytest.raises(InputError, match="record 1 has no step"):
-        pictures.curves([{"step": 1}, {"train/loss": 1.0}], tmp_path / "curves.png")
 
 
 def test_confusion_matrix_shows_percentages_of_each_row(drawn, tmp_path):
@@ -112,9 +55,19 @@ def test_a_lone_confusion_among_many_classes_is_visible(tmp_path):
     assert difference[title:].max() > 50
 
 
-def test_confusion_matrix_refuses_names_that_do_not_fit(tmp_path):
+def test_classes_that_share_rows_are_counted_in_the_labels(drawn, tmp_path):
+    names = [f"class {i}" for i in range(300)]
+    pictures.confusion_matrix(np.eye(100, dtype=int), names, tmp_path / "matrix.png")
+    axes = drawn[0].axes[0]
+    assert axes.get_title("left") == ""  # the diagonal has more than what is right
+    assert axes.get_xlabel() == "predicted class (0 to 299, left to right)"
+
+
+@pytest.mark.parametrize(("shape", "classes"), [((3, 3), 2), ((2, 2), 3), ((60, 50), 60)])
+def test_confusion_matrix_refuses_names_that_do_not_fit(tmp_path, shape, classes):
+    names = ["a"] * classes
     with pytest.raises(InputError, match="class names"):
-        pictures.confusion_matrix(np.eye(3, dtype=int), ["a", "b"], tmp_path / "matrix.png")
+        pictures.confusion_matrix(np.ones(shape, int), names, tmp_path / "matrix.png")
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -185,16 +138,3 @@ def test_contact_sheet_puts_each_form_of_an_image_under_its_title(drawn, tmp_pat
         pictures.contact_sheet(images, ["image"], tmp_path / "sheet.png")
     with pytest.raises(InputError, match="must be uint8"):
         pictures.contact_sheet(images[0], ["image"], tmp_path / "sheet.png")
-
-
-def test_curves_of_features_and_alarms(drawn, tmp_path):
-    records = [
-        {"step": 10, "train/loss": 2.0},
-        {"step": 20, "f/knn_accuracy": 0.4, "f/linear_accuracy": 0.5, "f/feature_std": 0.01},
-        {"step": 20, "alarm": "collapse"},
-    ]
-    pictures.curves(records, tmp_path / "curves.png")
-    loss, accuracy, spread = drawn[0].axes
-    assert [line.get_label() for line in accuracy.lines[1:]] == ["f knn  0.4", "f linear  0.5"]
-    for axes in (loss, accuracy, spread):
-        assert list(axes.lines[0].get_xdata()) == [20, 20]  # the alarm

@@ -1,6 +1,7 @@
 """What detection learns from a batch, and what it makes of the boxes that a model gives."""
 
 import dataclasses
+import json
 import types
 
 import jax
@@ -229,8 +230,12 @@ def test_a_perfect_detector_has_an_average_precision_of_one(tmp_path):
     task.pictures(outputs, {}, examples, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {
         "detections.png", "precision_recall.png", "classes.png", "confusion.png",
-        "detections.json",
+        "classes.json", "detections.json",
     }  # fmt: skip
+    # Of the second class there is no object.
+    ap = json.loads((tmp_path / "classes.json").read_text())["AP"]
+    first, second, third = CLASSES
+    assert ap == {first: pytest.approx(1), second: None, third: pytest.approx(1)}
 
 
 @pytest.mark.slow

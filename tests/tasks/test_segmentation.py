@@ -1,5 +1,6 @@
 """What segmentation learns from a batch, and what it makes of the logits that a model gives."""
 
+import json
 import types
 
 import jax
@@ -197,8 +198,11 @@ def test_a_perfect_segmenter_has_an_miou_of_one(tmp_path):
         assert metrics[name] == pytest.approx(1), name
     task.pictures(reduced, outputs, examples, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {
-        "segmentations.png", "classes.png", "boundaries.png", "confusion.png",
+        "segmentations.png", "classes.png", "boundaries.png", "confusion.png", "classes.json",
     }  # fmt: skip
+    of_class = json.loads((tmp_path / "classes.json").read_text())
+    ones = dict.fromkeys(CLASSES, pytest.approx(1))
+    assert of_class == {"IoU": ones, "boundary_F": ones}
 
 
 def test_the_settings_make_the_task_again():

@@ -1,5 +1,6 @@
 """What a head of queries learns from a batch, and the segments that are made of what it says."""
 
+import json
 import types
 
 import jax
@@ -169,8 +170,14 @@ def test_a_perfect_model_has_all_metrics_at_one(tmp_path):
     task.pictures(reduced, outputs, examples, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {
         "segmentations.png", "classes.png", "boundaries.png", "confusion.png", "panoptic.png",
-        "instances.json",
+        "classes.json", "instances.json",
     }  # fmt: skip
+    of_class = json.loads((tmp_path / "classes.json").read_text())
+    assert list(of_class) == ["IoU", "boundary_F", "PQ"]
+    for name, values in of_class.items():
+        assert list(values) == list(CLASSES), name
+        found = [value for value in values.values() if value is not None]
+        assert found == pytest.approx([1.0] * len(found)), name
 
 
 def test_a_source_without_things_has_no_instances():

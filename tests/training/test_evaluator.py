@@ -92,6 +92,17 @@ def test_features_are_those_of_the_stage_and_judged_on_the_split(task, tmp_path)
     assert (outputs["neighbours"] == nearest).mean() > 0.9  # but for ties
 
 
+def test_shots_that_no_class_has_are_left_out(task):
+    variables = task.init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))
+    settings = FeaturesConfig(("few_shot",), train_split="train[:40]", shots=(1, 2, 10, 25, 41))
+    evaluator = make(task, 32, kind="features", features=settings)
+    names = {f"test/{shots}_shot_accuracy" for shots in (1, 2)}
+    # 40 digits have 10 of none, and 41 examples there are not at all.
+    assert {name for name in evaluator.run(variables, print)[0] if "shot" in name} == names
+    assert names < evaluator.metric_names(variables)
+    assert "test/41_shot_accuracy" not in evaluator.metric_names(variables)
+
+
 def test_collapsed_features_give_an_alarm(task):
     variables = task.init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))
     settings = FeaturesConfig(train_split="train[:30]")
@@ -125,8 +136,11 @@ def test_what_features_cannot_be_taken_is_one_line(task):
         settings = FeaturesConfig(train_split=train)
         with pytest.raises(InputError, match=said):
             make(task, 32, kind="features", split=split, features=settings)
-    settings = FeaturesConfig(("few_shot",), train_split="train[:40]", shots=(1, 5))
-    with pytest.raises(InputError, match="has 40 examples, but its protocols need 50"):
+    settings = FeaturesConfig(("few_shot",), train_split="train[:40]", shots=(41, 50))
+    with pytest.raises(InputError, match="has 40 examples, but its protocols need 41: take more"):
         make(task, 32, kind="features", features=settings)
+    settings = dataclasses.replace(settings, shots=(40,))
+    with pytest.raises(InputError, match="no class has 40 examples to learn from, the largest has"):
+        make(task, 32, kind="features", features=settings).run(variables, print)
     with pytest.raises(InputError, match="features is for kind 'features' but kind is 'class"):
         dataclasses.replace(CONFIG, features=FeaturesConfig())

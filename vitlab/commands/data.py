@@ -21,6 +21,7 @@ from vitlab.data.preview import draw_objects, draw_segments
 from vitlab.data.segments import Segments
 from vitlab.data.sources import Source, open_source
 from vitlab.errors import InputError
+from vitlab.own_files import OwnFiles
 
 VERB = Verb(
     "data",
@@ -140,10 +141,13 @@ def preview(source: Source, out: epath.Path, count: int, draw: str, output: Outp
     on.
 
     Raises:
-        InputError: the source has none, or an image cannot be read.
+        InputError: the source has none, an image cannot be read, or the folder holds a file of
+            that name which is not of an earlier preview.
     """
-    pictures = []
-    for index in range(min(count, len(source))):
+    pictures, own = [], OwnFiles(out, "data-preview")
+    names = [f"{index:04}.png" for index in range(min(count, len(source)))]
+    own.check(names)
+    for index, name in enumerate(names):
         example, where = source[index], source.describe(index)
         if draw not in example:
             others = [what for what in ("objects", "segments") if what in example]
@@ -163,8 +167,7 @@ def preview(source: Source, out: epath.Path, count: int, draw: str, output: Outp
             picture = draw_segments(image, segments, source.segment_names)
         else:
             picture = draw_objects(image, source.annotation(index), source.class_names)
-        out.mkdir(parents=True, exist_ok=True)
-        path = out / f"{index:04}.png"
+        path = own.path(name)
         with path.open("wb") as file:
             picture.save(file, "PNG")
         output.text(f"{path}  {where}")

@@ -25,7 +25,7 @@ VERB = Verb(
                 "knn": "weighted k nearest neighbours (k = 20, T = 0.07)",
                 "linear": "a linear classifier by SGD, many learning rates in one pass",
                 "logistic": "a linear classifier by L-BFGS, scikit-learn's",
-                "few_shot": "closed form on 1, 5, 10 and 25 examples a class",
+                "few_shot": "closed form on 1, 5, 10 and 25 examples a class, where one has them",
             },
             optional=True,
             repeated=True,
@@ -54,7 +54,8 @@ VERB = Verb(
         "vitlab evaluate runs/simclr few_shot --data folder:photos --split val --layer stage_3",
     ),
     "DIR/report/index.html, one file with numbers and pictures to read and to hand on; "
-    "DIR/result.json with the numbers, which --json shows; DIR/report/NAME/ with the pictures.",
+    "DIR/result.json with the numbers, which --json shows; DIR/report/NAME/ with the pictures, "
+    "and in classes.json the numbers of each class.",
 )
 
 

@@ -7,6 +7,7 @@ from etils import epath
 from vitlab.commands.arguments import Argument, Given, Option, Verb
 from vitlab.commands.terminal import Output
 from vitlab.errors import InputError
+from vitlab.own_files import OwnFiles
 
 VERB = Verb(
     "inspect",
@@ -116,7 +117,7 @@ def run(given: Given, output: Output) -> int:
         _variables(trained),
         _preprocess(options.get("preprocess"), trained.experiment),
         look,
-        epath.Path(options["out"]).expanduser(),
+        OwnFiles(epath.Path(options["out"]).expanduser(), "inspect"),
         wrote,
         broke,
     )

@@ -15,6 +15,7 @@ from vitlab.commands.arguments import Argument, Given, Option, Verb
 from vitlab.commands.terminal import Output
 from vitlab.data.image_paths import image_paths
 from vitlab.errors import InputError
+from vitlab.own_files import OwnFiles
 
 VERB = Verb(
     "predict",
@@ -94,7 +95,10 @@ def run(given: Given, output: Output) -> int:
     names, ids = _names(files), _image_ids(files)
     found = predictor.stream(files, options["batch_size"], options.get("tta"))
     broken = 0
-    writing = _Writer(out, least) if out is not None else contextlib.nullcontext()
+    writing = contextlib.nullcontext()
+    if out is not None:
+        masks = "segmentation" in predictor.model.task_name
+        writing = _Writer(out, names, masks, least)
     with writing as writer, output.progress(len(files)) as advance:
         for file, name, image_id, each in zip(files, names, ids, found, strict=True):
             advance()
@@ -118,7 +122,8 @@ def run(given: Given, output: Output) -> int:
     return int(broken > 0)
 
 
-_UNFINISHED = ".unfinished-predictions.jsonl"
+_ROWS, _UNFINISHED = "predictions.jsonl", ".unfinished-predictions.jsonl"
+_PICTURE, _MASK = "pictures/{}.jpg", "masks/{}.png"
 _LARGEST = 16_384  # side of a picture, in pixels; a JPEG has no more than 65,500
 
 
@@ -126,8 +131,11 @@ class _Writer:
     """Writes predictions into a folder as they come; what is there already of an earlier command
     stays until there are all."""
 
-    def __init__(self, out: pathlib.Path, least_score: float):
-        self._out, self._least = out, least_score
+    def __init__(self, out: pathlib.Path, names: Sequence[str], masks: bool, least_score: float):
+        self._out, self._own = out, OwnFiles(out, "predict")
+        self._masks, self._least = masks, least_score
+        files = [_PICTURE.format(name) for name in names]
+        self._own.check([_ROWS, *files, *(_MASK.format(name) for name in names if masks)])
         try:
             out.mkdir(parents=True, exist_ok=True)
             self._rows = (out / _UNFINISHED).open("w")
@@ -138,12 +146,11 @@ class _Writer:
     def write(self, rows: Sequence[Any], name: str, image: np.ndarray, prediction: Any):
         for row in rows:
             self._rows.write(json.dumps(row) + "\n")
-        picture = self._place("pictures", f"{name}.jpg")
         drawn = prediction.draw(image, self._least)
         drawn.thumbnail((_LARGEST, _LARGEST))
-        drawn.save(picture, quality=92)
-        if hasattr(prediction, "segments"):
-            _mask_picture(prediction).save(self._place("masks", f"{name}.png"))
+        drawn.save(self._own.path(_PICTURE.format(name)), quality=92)
+        if self._masks:
+            _mask_picture(prediction).save(self._own.path(_MASK.format(name)))
 
     def __enter__(self):
         return self
@@ -151,14 +158,9 @@ class _Writer:
     def __exit__(self, error, *_):
         self._rows.close()
         if error is None:
-            (self._out / _UNFINISHED).replace(self._out / "predictions.jsonl")
+            (self._out / _UNFINISHED).replace(self._own.path(_ROWS))
         else:
             (self._out / _UNFINISHED).unlink(missing_ok=True)
-
-    def _place(self, folder: str, name: str) -> pathlib.Path:
-        path = self._out / folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
 
 
 def _mask_picture(prediction: Any) -> Image.Image:

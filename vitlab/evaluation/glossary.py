@@ -153,6 +153,7 @@ _PICTURES = {
     "panoptic": Entry("PQ of each class", "The highest first."),
 }
 _FILES = {
+    "classes.json": "the numbers of each class",
     "detections.json": "all detections, as COCO's tools read them",
     "instances.json": "all instances with their masks, as COCO's tools read them",
 }

@@ -38,6 +38,7 @@ class Section:
         metrics: by their names, without the evaluator's.
         pictures: bytes of PNG files by their names without `.png`.
         files: names of the other files beside them.
+        classes: metrics of each class, by the metric and the class; None where it has none.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Section:
     metrics: Mapping[str, float]
     pictures: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
     files: Sequence[str] = ()
+    classes: Mapping[str, Mapping[str, float | None]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,6 +172,7 @@ def _section(number: int, section: Section) -> str:
             for stem in sorted(section.pictures, key=glossary.place)
         ),
         "</div>",
+        _classes(section),
     ]
     for name in section.files:
         what = glossary.file(name)
@@ -184,6 +187,25 @@ def _headline(section: Section) -> str:
             title = glossary.metric(section.kind, name).title
             return f'<p class="headline">{_value(section.metrics[name])} {escape(title)}</p>'
     return ""
+
+
+def _classes(section: Section) -> str:
+    """All metrics of all classes, folded, as there may be thousands."""
+    if not section.classes:
+        return ""
+    heads = "".join(f'<th scope="col">{escape(metric)}</th>' for metric in section.classes)
+    names = dict.fromkeys(name for values in section.classes.values() for name in values)
+    of_each = {name: [each.get(name) for each in section.classes.values()] for name in names}
+    rows = (
+        f'<tr><th scope="row">{escape(name)}</th>'
+        + "".join(f"<td>{'' if value is None else shown(value)}</td>" for value in values)
+        + "</tr>"
+        for name, values in of_each.items()
+    )
+    table = _table(
+        f"Classes of {section.name}", f'<tr><th scope="col">Class</th>{heads}</tr>', rows
+    )
+    return f"<details>\n<summary>Each class in numbers</summary>\n{table}\n</details>"
 
 
 def _facts(facts: Mapping[str, str]) -> str:

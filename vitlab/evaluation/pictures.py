@@ -1,4 +1,4 @@
-"""Pictures of a run, for a person to look at: curves, confusion matrix, image grid, calibration.
+"""Pictures of a run, for a person to look at: confusion matrix, image grid, calibration.
 
 Each function writes one PNG and returns nothing. Figures are made without pyplot, so there is no
 global state and no display. Colours are Okabe and Ito's, which colour-blind readers tell apart.
@@ -6,83 +6,25 @@ Text is never read as mathematics: class names may hold "$" and "_".
 """
 
 import io
-import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from etils import epath
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from vitlab.errors import InputError
 from vitlab.evaluation.classification import calibration_bins, expected_calibration_error
 
-_TRAIN_COLOR = "#8A8A8A"
-_ALARM_COLOR = "#C00000"
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 INK = "#262626"
 FAINT = "#D9D9D9"
+GREY = "#8A8A8A"
 DPI = 150
-# What each panel of `curves` shows: lines, each by the last part of a metric's name, the first that
-# occurs.
-_PANELS = {
-    "loss": (("loss", "nll"),),
-    "accuracy": tuple(
-        (f"{kind}accuracy",) for kind in ("", "knn_", "linear_", "logistic_", "contrast_")
-    ),
-    "average precision": (("AP",), ("AP50",), ("AP75",)),
-    "spread of the features (feature_std)": (("feature_std",),),
-    "effective rank of the features": (("effective_rank",),),
-}
 _MAX_LABELLED_CLASSES = 50
 _MAX_ANNOTATED_CLASSES = 20
-
-
-def curves(records: Sequence[Mapping[str, float]], path: epath.PathLike) -> None:
-    """Loss and accuracy against the step, of training and of each evaluator.
-
-    Args:
-      records: the rows of `metrics.jsonl`, such as `{"step": 100, "train/loss": 1.2}`; a row holds
-        what was measured at its step. An evaluator without a loss shows its nll, one of features
-        its accuracies. A step with an `"alarm"` is marked.
-      path: of the PNG.
-
-    Raises:
-      InputError: a record has no "step".
-    """
-    for number, record in enumerate(records):
-        if "step" not in record:
-            raise InputError(f"curves: record {number} has no step: {dict(record)}")
-    panels = {title: _series(records, names) for title, names in _PANELS.items()}
-    panels = {title: series for title, series in panels.items() if series}
-    if not panels:
-        write(nothing("no loss and no accuracy was recorded"), path)
-        return
-    sources = sorted({source for series in panels.values() for source in series})
-    sources.sort(key=lambda source: source != "train")
-    evaluators = [source for source in sources if source != "train"]
-    colors = {source: COLORS[i % len(COLORS)] for i, source in enumerate(evaluators)}
-    colors["train"] = _TRAIN_COLOR
-
-    figure = Figure(figsize=(5.4 * len(panels), 3.9), layout="constrained")
-    for axes, (title, series) in zip(
-        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
-    ):
-        style(axes, title=title, xlabel="step")
-        axes.grid(axis="y", color=FAINT, linewidth=0.6)
-        for step in {record["step"] for record in records if "alarm" in record}:
-            axes.axvline(step, color=_ALARM_COLOR, linewidth=1, linestyle=(0, (2, 2)))
-        for source in (source for source in sources if source in series):
-            _curve(axes, *series[source], colors[source], source)
-        legend = axes.legend(frameon=False, fontsize=9, labelcolor=INK)
-        for text in legend.get_texts():
-            text.set_parse_math(False)
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    write(figure, path)
 
 
 def confusion_matrix(
@@ -91,18 +33,20 @@ def confusion_matrix(
     """The confusion matrix as fractions of each true class.
 
     Args:
-      matrix: int[classes, classes] of counts, true class in rows.
+      matrix: int[rows, rows] of counts, true class in rows; as many as classes, or fewer where
+        more than 50 classes share them, see `classification.confusion_matrix`.
       class_names: of the classes in order. Names are written for up to 50 classes, percentages for
         up to 20.
       path: of the PNG.
-      title: the accuracy unless given.
+      title: unless given the accuracy, or none where classes share rows.
 
     Raises:
-      InputError: the matrix is not square or the names are not as many.
+      InputError: the matrix is not square or does not fit the names.
     """
     matrix = np.asarray(matrix)
     classes = len(class_names)
-    if matrix.shape != (classes, classes):
+    rows = min(classes, len(matrix)) if classes > _MAX_LABELLED_CLASSES else classes
+    if matrix.shape != (rows, rows):
         raise InputError(
             f"confusion_matrix: matrix {matrix.shape} must be [{classes}, {classes}], "
             "as many rows and columns as class names"
@@ -114,7 +58,9 @@ def confusion_matrix(
     size = min(max(4.2, 1.8 + 0.42 * classes), 9.0)
     figure = Figure(figsize=(size + 0.9, size), layout="constrained")
     axes = figure.subplots()
-    style(axes, title or f"accuracy {_percent(np.trace(matrix) / max(matrix.sum(), 1))}")
+    if rows == classes:
+        title = title or f"accuracy {_percent(np.trace(matrix) / max(matrix.sum(), 1))}"
+    style(axes, title)
     axes.set_xlabel("predicted class", color=INK)
     axes.set_ylabel("true class", color=INK)
     # The root makes rare confusions visible beside the diagonal. Where classes outnumber pixels,
@@ -308,7 +254,7 @@ def reliability_diagram(confidence: np.ndarray, correct: np.ndarray, path: epath
         100 * bins.count[used] / bins.count.sum(),
         1 / n,
         align="edge",
-        color=_TRAIN_COLOR,
+        color=GREY,
         edgecolor="white",
         linewidth=0.8,
     )
@@ -316,48 +262,13 @@ def reliability_diagram(confidence: np.ndarray, correct: np.ndarray, path: epath
     write(figure, path)
 
 
-def _series(records, lines) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Steps and values of each source ("train", "test") that has a metric of one of the lines."""
-    series = {}
-    sources = dict.fromkeys(key.rpartition("/")[0] for record in records for key in record)
-    for source, names in itertools.product(filter(None, sources), lines):
-        for name in names:
-            points = [
-                (record["step"], record[f"{source}/{name}"])
-                for record in records
-                if record.get(f"{source}/{name}") is not None
-            ]
-            if points:
-                kind = name if name.startswith("AP") else ""
-                kind = name.removesuffix("_accuracy") if name.endswith("_accuracy") else kind
-                series[f"{source} {kind}".strip()] = np.array(sorted(points), np.float64).T
-                break
-    return series
-
-
-def _curve(axes: Axes, steps, values, color: str, label: str) -> None:
-    """Few points as they are; many as a running mean over a faint line of them all."""
-    window = len(values) // 100
-    if window < 2:
-        marker = "o" if len(values) <= 30 else None
-        axes.plot(steps, values, color=color, linewidth=1.8, marker=marker, markersize=3.5)
-    else:
-        axes.plot(steps, values, color=color, linewidth=0.6, alpha=0.3)
-        smooth = np.convolve(values, np.ones(window) / window, mode="valid")
-        values = smooth
-        axes.plot(steps[window - 1 :], smooth, color=color, linewidth=1.8)
-    finite = values[np.isfinite(values)]
-    last = f"  {finite[-1]:.4g}" if len(finite) else ""
-    axes.lines[-1].set_label(label + last)
-
-
 def style(axes: Axes, title: str = "", xlabel: str = "") -> None:
     """Gives axes the look that all pictures share: a title on the left, two faint spines."""
     axes.set_title(title, fontsize=11, color=INK, loc="left")
     axes.set_xlabel(xlabel, color=INK)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(_TRAIN_COLOR)
-    axes.tick_params(colors=INK, labelsize=9, color=_TRAIN_COLOR)
+    axes.spines[["left", "bottom"]].set_color(GREY)
+    axes.tick_params(colors=INK, labelsize=9, color=GREY)
     axes.set_axisbelow(True)
 
 

@@ -250,7 +250,9 @@ def few_shot(
     largest = np.bincount(train_labels).max()
     accuracies = {int(count): [] for count in shots if count <= largest}
     if not accuracies:
-        raise InputError(f"shots {shots}: the largest class has {largest} training examples only")
+        raise InputError(
+            f"few_shot: no class has {min(shots)} examples to learn from, the largest has {largest}"
+        )
     for draw in range(draws):
         order = np.random.default_rng((seed, draw)).permutation(len(train_labels))
         order = order[np.argsort(train_labels[order], kind="stable")]

@@ -14,6 +14,7 @@ from vitlab import config as config_lib
 from vitlab.errors import InputError
 from vitlab.evaluation import classification as metrics_lib
 from vitlab.evaluation import pictures
+from vitlab.evaluation.class_metrics import write_class_metrics
 from vitlab.models.build import build_model, model_settings
 from vitlab.ops import augment as augment_ops
 from vitlab.ops import keys, losses, mixing
@@ -286,11 +287,16 @@ class Classification:
         examples: Examples,
         directory: pathlib.Path,
     ) -> None:
-        """Confusion matrix, reliability diagram, and the mistakes that cost most."""
+        """Confusion matrix, reliability diagram, the mistakes that cost most, and the accuracy of
+        each class in `classes.json`."""
         del shown
         label, predicted = outputs["label"], outputs["top_k"][:, 0]
         matrix = metrics_lib.confusion_matrix(label, predicted, len(self.classes))
-        pictures.confusion_matrix(matrix, self.classes, directory / "confusion.png")
+        title = f"accuracy {100 * np.mean(label == predicted):.2f} %"
+        pictures.confusion_matrix(matrix, self.classes, directory / "confusion.png", title)
+        accuracy = metrics_lib.per_class_accuracy(label, predicted, len(self.classes)).tolist()
+        of_class = {"accuracy": dict(zip(self.classes, accuracy, strict=True))}
+        write_class_metrics(of_class, self.classes, directory)
         pictures.reliability_diagram(
             outputs["confidence"], predicted == label, directory / "reliability.png"
         )

@@ -17,6 +17,7 @@ from vitlab.errors import InputError
 from vitlab.evaluation import detection as metrics_lib
 from vitlab.evaluation import detection_pictures as draw
 from vitlab.evaluation import pictures
+from vitlab.evaluation.class_metrics import write_class_metrics
 from vitlab.models.build import DETECTORS, build_around_backbone
 from vitlab.models.detr import Boxes
 from vitlab.models.set_loss import SetLoss, Targets
@@ -226,8 +227,9 @@ class Detection(AroundBackbone):
         examples: Examples,
         directory: pathlib.Path,
     ) -> None:
-        """Predictions beside the truth, precision against recall, AP of each class, confusions; and
-        all detections with the data set's own ids, as COCO's tools read them."""
+        """Predictions beside the truth, precision against recall, AP of each class, also in
+        `classes.json`, confusions; and all detections with the data set's own ids, as COCO's tools
+        read them."""
         del shown
         truth, found = _compared(outputs, examples)
         evaluation = metrics_lib.coco_evaluation(truth, found, self.classes)
@@ -242,7 +244,9 @@ class Detection(AroundBackbone):
         )
         curves = metrics_lib.precision_recall(evaluation)
         draw.precision_recall_curves(*curves, directory / "precision_recall.png")
-        draw.class_bars(metrics_lib.per_class_ap(evaluation), directory / "classes.png")
+        ap = metrics_lib.per_class_ap(evaluation)
+        draw.class_bars(ap, directory / "classes.png")
+        write_class_metrics({"AP": ap}, self.classes, directory)
         names = (*self.classes, "background")
         confusion = metrics_lib.confusion(truth, found, self.classes)
         title = "of IoU above 0.5 and score above 0.3"

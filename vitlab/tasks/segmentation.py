@@ -12,6 +12,7 @@ import numpy as np
 
 from vitlab.errors import InputError
 from vitlab.evaluation import segmentation_pictures as draw
+from vitlab.evaluation.class_metrics import write_class_metrics
 from vitlab.evaluation.original import best_at_original
 from vitlab.evaluation.segments import FoundSegments
 from vitlab.models.build import SEGMENTERS
@@ -173,7 +174,8 @@ class Segmentation(Segmenting):
         examples: Examples,
         directory: pathlib.Path,
     ) -> None:
-        """Image, truth, prediction and errors; and see `semantic_pictures`."""
+        """Image, truth, prediction and errors; see `semantic_pictures`, whose numbers of each class
+        are in `classes.json`."""
         truth = [examples.segments(i) for i in shown["id"]]
         labels = np.arange(len(self.classes), dtype=np.int32)  # a segment for each class
         found = [
@@ -183,7 +185,8 @@ class Segmentation(Segmenting):
         images = [examples.original(i) for i in shown["id"]]
         path = directory / "segmentations.png"
         draw.segmentation_beside_truth(images, truth, found, self.classes, path)
-        semantic_pictures(outputs, self.classes, directory)
+        of_class = semantic_pictures(outputs, self.classes, directory)
+        write_class_metrics(of_class, self.classes, directory)
 
     def _labels(self, views: Sequence[Arrays], index: int, size: tuple[int, int]) -> np.ndarray:
         """i[height, width], the class of each pixel of the original image."""

@@ -147,14 +147,16 @@ def semantic_metrics(outputs: Mapping[str, np.ndarray], classes: int) -> dict[st
 
 def semantic_pictures(
     outputs: Mapping[str, np.ndarray], classes: Sequence[str], directory: pathlib.Path
-) -> None:
-    """IoU and F of the boundary of each class, and which classes are taken for which."""
+) -> dict[str, dict[str, float]]:
+    """IoU and F of the boundary of each class, which it returns too; and which classes are taken
+    for which."""
     confusion = _confusion(outputs, len(classes))
     iou = metrics_lib.per_class_iou(confusion, classes)
     class_bars(iou, directory / "classes.png", what="IoU")
     f = metrics_lib.per_class_boundary_f(outputs["boundary"].sum(axis=0), classes)
     class_bars(f, directory / "boundaries.png", what="boundary F")
     confusion_matrix(confusion, classes, directory / "confusion.png", "of pixels")
+    return {"IoU": iou, "boundary_F": f}
 
 
 def _confusion(outputs: Mapping[str, np.ndarray], classes: int) -> np.ndarray:

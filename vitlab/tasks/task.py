@@ -161,7 +161,8 @@ class Task(Protocol):
             outputs: of the whole split, as for `metrics`, with the examples' `id`.
             shown: what `show` gave, with the `id` of those examples.
             examples: of the split.
-            directory: where to write PNG files.
+            directory: where to write PNG files, and `classes.json` where classes have numbers of
+                their own.
         """
 
     def layer_of(self, path: str) -> int:

@@ -13,6 +13,7 @@ import numpy as np
 from vitlab.errors import InputError
 from vitlab.evaluation import segmentation_pictures as draw
 from vitlab.evaluation.boxes import Detections
+from vitlab.evaluation.class_metrics import write_class_metrics
 from vitlab.evaluation.detection import coco_evaluation, coco_metrics, coco_results
 from vitlab.evaluation.detection_pictures import class_bars
 from vitlab.evaluation.masks import encode_masks, mask_boxes
@@ -188,8 +189,8 @@ class UniversalSegmentation(Segmenting):
         directory: pathlib.Path,
     ) -> None:
         """Image, truth, panoptic prediction and errors; see `tasks.segmenting.semantic_pictures`;
-        PQ of each class; and all instances with the data set's own ids, as COCO's tools read
-        them."""
+        PQ of each class; the numbers of each class in `classes.json`; and all instances with the
+        data set's own ids, as COCO's tools read them."""
         truth = [examples.segments(i) for i in shown["id"]]
         found = [
             self._segmented(shown, index, each.map.shape, examples.things)[1]
@@ -198,10 +199,10 @@ class UniversalSegmentation(Segmenting):
         images = [examples.original(i) for i in shown["id"]]
         path = directory / "segmentations.png"
         draw.segmentation_beside_truth(images, truth, found, self.classes, path)
-        semantic_pictures(outputs, self.classes, directory)
+        of_class = semantic_pictures(outputs, self.classes, directory)
         if "instances" in outputs:
-            quality = per_class_pq(outputs["panoptic"].sum(axis=0), self.classes)
-            class_bars(quality, directory / "panoptic.png", what="PQ")
+            of_class["PQ"] = per_class_pq(outputs["panoptic"].sum(axis=0), self.classes)
+            class_bars(of_class["PQ"], directory / "panoptic.png", what="PQ")
             annotations = on_all_cores(examples.annotation, outputs["id"])
             ids = [annotation.image_id for annotation in annotations]
             rows = coco_results(list(outputs["instances"]), ids, examples.category_ids)
@@ -209,6 +210,7 @@ class UniversalSegmentation(Segmenting):
                 del row["bbox"]  # by which pycocotools would take a mask's size
                 row["score"] = round(row["score"], 5)
             (directory / "instances.json").write_text(json.dumps(rows))
+        write_class_metrics(of_class, self.classes, directory)
 
     def _segmented(self, outputs, index: int, size, things) -> tuple[np.ndarray, FoundSegments]:
         """See `segmented`, at the original resolution."""

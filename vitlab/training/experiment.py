@@ -100,7 +100,7 @@ class FeaturesConfig:
         train_source: of `train_split`; empty means that of `split`.
         layer: the stage that gives the features; of tokens the mean over the patches is taken.
         k, temperature: of knn.
-        shots: examples a class, of few_shot.
+        shots: examples a class, of few_shot; those that no class has are left out.
         alarm_std, alarm_rank: `feature_std` or `effective_rank` below them is an alarm: the
             backbone gives all images the same features, or varies them in one way only. 0 turns
             it off.

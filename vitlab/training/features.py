@@ -21,7 +21,8 @@ from vitlab.training.split import Outputs, Split, Stop
 # Examples of which neighbours are drawn, and how many of each.
 SHOWN = 8
 NEIGHBOURS = 5
-# What each protocol measures, with the setting that it chose; few_shot has a number for each shot.
+# What each protocol measures, with the setting that it chose; few_shot has a number for each of its
+# shots that a class has.
 _METRICS = {
     "knn": ["knn_accuracy"],
     "linear": ["linear_accuracy", "linear_learning_rate"],
@@ -77,8 +78,11 @@ class FeatureEvaluator:
         """As in `Evaluator`."""
         self._test.shapes(self._features, variables)
         names = ["feature_std", "effective_rank"]
+        # Which of the shots a class has, the labels tell; none has more than there are examples.
+        most = len(self._train) if self._train else 0
+        shots = [f"{count}_shot_accuracy" for count in self._settings.shots if count <= most]
         for protocol in self._settings.protocols:
-            names += _METRICS.get(protocol, [f"{n}_shot_accuracy" for n in self._settings.shots])
+            names += _METRICS.get(protocol, shots)
         return {f"{self.name}/{name}" for name in names}
 
     def run(
@@ -147,13 +151,12 @@ class FeatureEvaluator:
                 f"{where}: split and features.train_split have examples in common, on which "
                 "everything would look right; name two that have none"
             )
-        needed = 2
-        if "few_shot" in self._settings.protocols:
-            needed = max(needed, max(self._settings.shots) * len(classes))
+        few_shot = "few_shot" in self._settings.protocols
+        needed = max(2, min(self._settings.shots) if few_shot else 0)
         if len(train.source) < needed:
             raise InputError(
                 f"{where}.features.train_split has {len(train.source)} examples, but its protocols "
-                f"need {needed}: take more, or fewer shots"
+                f"need {needed}: take more"
             )
 
     def _protocol(self, protocol: str, train: Outputs, test: Outputs) -> dict[str, float]:

@@ -22,6 +22,7 @@ from vitlab.evaluation.neighbours import nearest_neighbours
 from vitlab.evaluation.principal_components import component_colours
 from vitlab.models import attention_weights as attention
 from vitlab.ops.padding import content_mask
+from vitlab.own_files import OwnFiles
 from vitlab.tasks.photometric import without_padding
 from vitlab.tasks.task import Task
 from vitlab.training.features import feature_map, pooled
@@ -31,7 +32,7 @@ KINDS = ("attention", "rollout", "pca", "neighbours")
 _BATCH = 8
 # Bytes of attention: a batch keeps to the first, and an image beyond the second is refused.
 _BATCH_BYTES, _IMAGE_BYTES = 2**29, 2**33
-_COLOURS, _NEIGHBOURS = 60, 20  # Images on a sheet.
+_SHEETS = {"pca": 60, "neighbours": 20}  # Of these kinds many images are on a picture.
 
 Arrays = dict[str, np.ndarray]
 
@@ -61,7 +62,7 @@ class Inspection:
         task, variables: of a run.
         preprocess: of the images; its ops of boxes and segments leave them out.
         look: what to draw.
-        out: the folder of the pictures.
+        own: the folder of the pictures.
         wrote: called with each picture's path and what it shows.
         broke: called with one line about each image that cannot be read.
 
@@ -75,11 +76,11 @@ class Inspection:
         variables: Any,
         preprocess: Preprocess,
         look: Look,
-        out: epath.Path,
+        own: OwnFiles,
         wrote: Callable[[os.PathLike, str], None],
         broke: Callable[[str], None],
     ):
-        self._task, self._variables, self._look, self._out = task, variables, look, out
+        self._task, self._variables, self._look, self._own = task, variables, look, own
         self._preprocess = dataclasses.replace(preprocess, prediction=True)
         self._normalize = normalizer(preprocess.scale, preprocess.shift)
         self._wrote, self._broke = wrote, broke
@@ -98,10 +99,12 @@ class Inspection:
 
         Raises:
             InputError: the preprocessing leaves images of several sizes, or such as the model
-                cannot take; or there is no such layer.
+                cannot take; there is no such layer; or a picture would replace a file that is not
+                one's own.
         """
         kinds, found = set(self._look.kinds), []
         names, attend, see = _names(images), jax.jit(self._attention), jax.jit(self._features)
+        self._own.check(_pictures(self._look.kinds, names))
         for batch in self._batches(images):
             if kinds & {"pca", "neighbours"}:  # first: a wrong layer is found before files are
                 found.append({"id": batch["id"], **self._computed(see, batch)})
@@ -257,14 +260,14 @@ class Inspection:
             labels = [f"block {block}" for block in self._blocks]
             if "probe" in one:
                 maps, labels = [*maps, *one["probe"]], [*labels, "probe"]
-            path = self._out / "attention" / f"{name}.png"
+            path = self._own.path(f"attention/{name}.png")
             draw.attention_heads(seen, maps, labels, stride, f"attention by {by}", path)
             self._wrote(path, where)
         if "mixed" in one:
             rollout = attention_rollout(one["mixed"][:, None])
             tokens = attention.whole_image_tokens(self._task.model)
             cells = on_patches(rollout, tokens, _grid(one["image"].shape, stride))
-            path, label = self._out / "rollout" / f"{name}.png", f"{self._vit.depth} blocks"
+            path, label = self._own.path(f"rollout/{name}.png"), f"{self._vit.depth} blocks"
             draw.attention_beside(seen, cells, label, stride, f"rollout of attention by {by}", path)
             self._wrote(path, where)
 
@@ -273,9 +276,10 @@ class Inspection:
         colours, shares = component_colours(arrays["map"], arrays.get("inside"))
         parts = ", ".join(f"{100 * share:.0f}" for share in shares)
         title = f"principal components of the features: {parts} % of the variance"
-        for some, path in _sheets(len(colours), _COLOURS, self._out, "pca"):
+        for some, name in _sheets("pca", len(colours)):
             seen = [self._seen(images, index) for index in arrays["id"][some]]
             stride = self._stride(seen[0].image.shape[:2], colours.shape[1:3])
+            path = self._own.path(name)
             draw.colours_beside(seen, colours[some], stride, title, path)
             self._wrote(path, _number(seen))
 
@@ -289,7 +293,7 @@ class Inspection:
             queries["features"], keys["features"], self._look.count, same
         )
         title = f"most alike by the cosine of {self._look.layer or 'pre_logits'}"
-        for some, path in _sheets(len(nearest), _NEIGHBOURS, self._out, "neighbours"):
+        for some, name in _sheets("neighbours", len(nearest)):
             rows = []
             for query, others, alike in zip(
                 queries["id"][some], nearest[some], similarity[some], strict=True
@@ -299,6 +303,7 @@ class Inspection:
                     if np.isfinite(cosine):
                         row.append(self._seen(among, keys["id"][other], f"\n{cosine:.3f}"))
                 rows.append(row)
+            path = self._own.path(name)
             draw.neighbours_beside(rows, title, path)
             self._wrote(path, _number(rows))
 
@@ -368,11 +373,21 @@ def _names(images: Source) -> list[str]:
     return list(names)
 
 
-def _sheets(count: int, most: int, out: epath.Path, name: str) -> Iterator[tuple[slice, Any]]:
-    """Which examples are on a sheet, and its path."""
+def _sheets(kind: str, count: int) -> Iterator[tuple[slice, str]]:
+    """Which examples are on a sheet, and its name."""
+    most = _SHEETS[kind]
     for start in range(0, count, most):
         number = f"_{start // most + 1}" if count > most else ""
-        yield slice(start, start + most), out / f"{name}{number}.png"
+        yield slice(start, start + most), f"{kind}{number}.png"
+
+
+def _pictures(kinds: Sequence[str], names: Sequence[str]) -> Iterator[str]:
+    """What the pictures are called, if all images can be read."""
+    for kind in kinds:
+        if kind in _SHEETS:
+            yield from (name for _, name in _sheets(kind, len(names)))
+        else:
+            yield from (f"{kind}/{name}.png" for name in names)
 
 
 def _number(images: Sequence) -> str:

@@ -17,6 +17,7 @@ import jax
 from vitlab import config as config_lib
 from vitlab.errors import InputError
 from vitlab.evaluation.html_report import Report, Section, html_report
+from vitlab.own_files import OwnFiles
 from vitlab.training.evaluator import Evaluator, FeatureEvaluator, make_evaluator
 from vitlab.training.experiment import EvaluatorConfig
 from vitlab.training.progress import clock
@@ -46,17 +47,19 @@ def measure(
     Returns:
         What `result.json` holds: `metrics` (`NAME/METRIC`), `step`, `evaluators` with what their
         defaults stood for, `images` counted and those that were `broken` of each, `seconds`,
-        `date`, `precision`, `versions`, `devices`, and the `files` in the folder of each evaluator,
-        which the next evaluation there deletes; it leaves all others alone.
+        `date`, `precision`, `versions` and `devices`. The next evaluation into the folder deletes
+        what this one wrote, and leaves all others alone.
 
     Raises:
-        InputError: see `make_evaluator`; or the folder cannot be written, or is one of a run.
+        InputError: see `make_evaluator`; or the folder cannot be written, is one of a run, or holds
+            a file of one of the names that no evaluation wrote.
     """
     began = time.monotonic()
     sections = {name: _resolved(section, trained) for name, section in sections.items()}
     evaluators = {name: _evaluator(name, each, trained) for name, each in sections.items()}
     metrics: dict[str, dict[str, float]] = {}
-    with _room(out) as drawn:
+    own = OwnFiles(out, "evaluate")
+    with _room(out, own) as drawn:
         for name, evaluator in evaluators.items():
             config = evaluator.config
             log(f"{name}: {config.source}, split {config.split}, {len(evaluator.split):,} images")
@@ -77,21 +80,18 @@ def measure(
             "precision": trained.experiment.dtype(),
             "versions": versions(),
             "devices": {"count": len(devices), "kind": devices[0].device_kind},
-            "files": {name: sorted(os.listdir(drawn / name)) for name in evaluators},
         }
         text = json.dumps(result, indent=1) + "\n"
         parts = [_section(each, metrics[name], drawn / name) for name, each in evaluators.items()]
         page = html_report(_report(trained, result, parts, text))
         (drawn / "index.html").write_text(page, encoding="utf-8")
         (drawn / "result.json").write_text(text)
-        for old in _written_before(out):
-            old.unlink()
-        for name in sections:
-            (out / "report" / name).mkdir(exist_ok=True)
-            for new in (drawn / name).iterdir():
-                new.replace(out / "report" / name / new.name)
-        (drawn / "index.html").replace(out / "report" / "index.html")
-        (drawn / "result.json").replace(out / "result.json")
+        new = {f"report/{name}/{p.name}": p for name in sections for p in (drawn / name).iterdir()}
+        new |= {"report/index.html": drawn / "index.html", "result.json": drawn / "result.json"}
+        own.check(new)
+        own.delete_all_but(new)
+        for name, path in new.items():
+            path.replace(own.path(name))
     return result
 
 
@@ -126,10 +126,11 @@ def _resolved(section: EvaluatorConfig, trained: Trained) -> EvaluatorConfig:
 
 
 @contextmanager
-def _room(out: pathlib.Path) -> Iterator[pathlib.Path]:
+def _room(out: pathlib.Path, own: OwnFiles) -> Iterator[pathlib.Path]:
     """A folder inside `out` for what is not finished; what is left in it goes."""
     if (out / "checkpoints").exists() or (out / "config.json").exists():
         raise InputError(f"--out {out} is a working directory: name another folder")
+    own.check(["result.json", "report/index.html"])
     try:
         (out / "report").mkdir(parents=True, exist_ok=True)
         room = tempfile.TemporaryDirectory(prefix=".unfinished-", dir=out)
@@ -137,17 +138,6 @@ def _room(out: pathlib.Path) -> Iterator[pathlib.Path]:
         raise InputError(f"--out {out} cannot be written: {e.strerror or e}") from e
     with room as name:
         yield pathlib.Path(name)
-
-
-def _written_before(out: pathlib.Path) -> list[pathlib.Path]:
-    """What an earlier evaluation drew into a folder and is still there, as its result.json says."""
-    try:
-        files = json.loads((out / "result.json").read_text())["files"]
-        named = [out / "report" / name / file for name, each in files.items() for file in each]
-    except (OSError, ValueError, TypeError, LookupError, AttributeError):
-        return []  # none, one of another version, or no result of an evaluation
-    report = (out / "report").resolve()
-    return [path for path in named if path.is_file() and path.resolve().parent.parent == report]
 
 
 def _report(trained: Trained, result: dict[str, Any], parts: list[Section], text: str) -> Report:
@@ -208,7 +198,9 @@ def _section(
     pictures = {path.stem: path.read_bytes() for path in drawn.glob("*.png")}
     files = sorted(path.name for path in drawn.iterdir() if path.suffix != ".png")
     short = {name.removeprefix(f"{evaluator.name}/"): value for name, value in metrics.items()}
-    return Section(evaluator.name, config.kind, facts, short, pictures, files)
+    table = drawn / "classes.json"
+    classes = json.loads(table.read_text()) if table.exists() else {}
+    return Section(evaluator.name, config.kind, facts, short, pictures, files, classes)
 
 
 def describe_model(model: Mapping[str, Any]) -> str:

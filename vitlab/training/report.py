@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vitlab.evaluation import pictures
+from vitlab.evaluation.curves import curves
 from vitlab.training import journal
 from vitlab.training.rules import path_string
 
@@ -88,4 +88,4 @@ def write_result(
 def draw_curves(workdir: pathlib.Path) -> None:
     """Draws `report/curves.png` from `metrics.jsonl`."""
     (workdir / "report").mkdir(exist_ok=True)
-    pictures.curves(journal.read(workdir / "metrics.jsonl"), workdir / "report" / "curves.png")
+    curves(journal.read(workdir / "metrics.jsonl"), workdir / "report" / "curves.png")
