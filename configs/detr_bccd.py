@@ -44,7 +44,8 @@ def get_config(arg=None):
     config.data = dict(
         source=f"voc:{arg.path}",
         split="train",
-        preprocess=f"decode|flip_lr|scale_jitter({canvas},0.7,1.4)|{ending}",
+        # A microscope's photographs have no upright.
+        preprocess=f"decode|flip_lr|flip_ud|scale_jitter({canvas},0.7,1.4)|{ending}",
         workers=2,
     )
     config.batch_size = 8

@@ -57,10 +57,12 @@ BOXES = [(10, 8, 30, 26)]
         "letterbox((48,120))",
         "letterbox(64)|flip_lr(1)",
         "flip_lr(1)|resize((80,60))",
+        "flip_ud(1)|resize((80,60))",
+        "letterbox((96,64))|flip_ud(1)|flip_lr(1)",
         "scale_jitter(64,0.5,2.0)",
         "flip_lr|scale_jitter((64,96),0.3,0.9)",
         "random_size_crop(20,50,(30,60),p=1)|flip_lr",
-        "random_size_crop(20,50,40,p=1)|scale_jitter(64,0.8,1.6)|flip_lr",
+        "random_size_crop(20,50,40,p=1)|scale_jitter(64,0.8,1.6)|flip_lr|flip_ud",
     ],
 )
 def test_boxes_are_where_their_objects_are(ops):
@@ -76,7 +78,7 @@ def test_boxes_are_where_their_objects_are(ops):
 
 
 def test_the_affine_map_leads_back_to_the_original_image():
-    ops = "flip_lr(1)|random_size_crop(30,50,50,p=1)|scale_jitter(64,0.5,0.9)|pad_boxes(2)"
+    ops = "flip_lr(1)|random_size_crop(30,50,50,p=1)|scale_jitter(64,0.5,0.9)|flip_ud|pad_boxes(2)"
     for draw in range(10):
         example = run(ops, scene([(28, 18, 32, 22)]), draw)
         if not example["box_mask"][0]:
@@ -106,6 +108,18 @@ def test_mirroring_a_padded_image_leaves_the_padding_where_it_is():
     assert example["content"].tolist() == [40, 60]
     np.testing.assert_allclose(example["boxes"][0], [30, 8, 50, 26])
     assert bounds(example["image"]) == [30, 8, 50, 26]
+    example = run("letterbox((100,60))|flip_ud(1)|pad_boxes(1)", scene(BOXES))
+    assert example["content"].tolist() == [40, 60]
+    np.testing.assert_allclose(example["boxes"][0], [10, 14, 30, 32])
+    assert bounds(example["image"]) == [10, 14, 30, 32]
+
+
+def test_an_image_is_mirrored_one_way_whether_or_not_the_other():
+    """Of flips both ways, as of images without an upright, each of the four is as likely."""
+    seen = [bounds(run("flip_lr|flip_ud", scene(BOXES), draw)["image"]) for draw in range(400)]
+    corners, counts = np.unique([box[:2] for box in seen], axis=0, return_counts=True)
+    assert corners.tolist() == [[10, 8], [10, 14], [30, 8], [30, 14]]
+    np.testing.assert_allclose(counts / 400, 1 / 4, atol=0.09)  # four standard errors
 
 
 def test_crowds_and_boxes_without_area_are_left_out():
@@ -203,12 +217,13 @@ MOVES = [
     "resize_small(31{})",
     "flip_lr(1)|resize((80,60){})",
     "letterbox(64{})|flip_lr",
-    "letterbox((90,50){})",
+    "flip_ud(1)|letterbox((90,50){})",
+    "letterbox((90,50){})|flip_ud(1)",
     "scale_jitter(64,0.5,2.0{})|flip_lr",
     "random_size_crop(20,50,(30,60),1{})|flip_lr",
     "random_scale(40{})|flip_lr",
     "random_scale(40,0.3,1.5{})|segment_crop((32,48))|flip_lr",
-    "segment_crop(64)",
+    "segment_crop(64)|flip_ud",
     "segment_crop(16,1)",
     "random_size_crop(20,50,40,1{})|scale_jitter(64,0.8,1.6{})|flip_lr",
 ]

@@ -118,14 +118,15 @@ def test_inception_crop_resizes_what_it_cuts_out():
     assert image_ops.inception_crop(image, rng(), (8, 12), method="area").shape == (8, 12, 3)
 
 
-def test_flip_lr_mirrors_with_its_probability():
+@pytest.mark.parametrize(("op", "axis"), [(geometry.flip_lr, 1), (geometry.flip_ud, 0)])
+def test_flips_mirror_with_their_probability(op, axis):
     image, generator = numbered(2, 3), rng()
 
     def flip(p):
-        return geometry.flip_lr({"image": image}, generator, p=p)["image"]
+        return op({"image": image}, generator, p=p)["image"]
 
     flips = [flip(0.25) for _ in range(4000)]
-    mirrored = [np.array_equal(flip, image[:, ::-1]) for flip in flips]
+    mirrored = [np.array_equal(flip, np.flip(image, axis)) for flip in flips]
     assert abs(np.mean(mirrored) - 0.25) < 0.03
     assert all(
         np.array_equal(flip, image) for flip, is_ in zip(flips, mirrored, strict=True) if not is_

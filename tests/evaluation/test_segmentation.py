@@ -1,8 +1,11 @@
 import json
+import math
 import pathlib
+import time
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from vitlab.errors import InputError
 from vitlab.evaluation import segmentation
@@ -151,6 +154,90 @@ def test_what_is_predicted_in_ignored_pixels_changes_nothing():
     assert (other != predicted).any()
     for count in (segmentation.confusion_matrix, segmentation.boundary_counts):
         np.testing.assert_array_equal(count(truth, predicted, 3), count(truth, other, 3))
+
+
+def plain_boundary_counts(truth, predicted, classes, tolerance):
+    """Word for word what `boundary_counts` says it counts, one pixel after the other."""
+    (height, width), counts = truth.shape, np.zeros((classes, 4), int)
+
+    def of(labels, label):
+        mask = (labels == label) & (truth >= 0)
+        for y, x in np.ndindex(mask.shape):
+            below, right = min(y + 1, height - 1), min(x + 1, width - 1)
+            if {bool(mask[y, right]), bool(mask[below, x]), bool(mask[below, right])} != {
+                mask[y, x]
+            }:
+                yield y, x
+
+    radius = math.ceil(tolerance * math.hypot(height, width))
+    for label in range(classes):
+        found, true = ([*of(labels, label)] for labels in (predicted, truth))
+        for place, ours, others in ((0, found, true), (2, true, found)):
+            near = [any(math.dist(a, b) <= radius for b in others) for a in ours]
+            counts[label, place : place + 2] = sum(near), len(ours)
+    return counts
+
+
+def patches(rng, shape, classes, count):
+    """A map of rectangles of any size, many of them at the image's border, and single pixels."""
+    labels = np.zeros(shape, int)
+    for i in range(count):
+        y, x = rng.integers(-4, shape)
+        height, width = (1, 1) if i % 3 == 0 else rng.integers(1, 12, 2)
+        labels[max(y, 0) : max(y + height, 0), max(x, 0) : max(x + width, 0)] = rng.integers(
+            classes
+        )
+    return labels
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 17), (16, 1), (2, 2), (7, 9), (24, 30)])
+def test_boundaries_are_counted_to_the_pixel(shape):
+    """Noise, large and small patches; with void, of several values, and classes that no pixel
+    has."""
+    rng, right = np.random.default_rng(0), np.zeros(2, int)
+    for count in (0, 2, 9):
+        for tolerance in (0, 0.03, 0.1, 0.3):
+            truth, predicted = (
+                patches(rng, shape, 4, count) if count else rng.integers(0, 4, shape)
+                for _ in range(2)
+            )
+            truth -= patches(rng, shape, 3, count // 3) * 9
+            expected = plain_boundary_counts(truth, predicted, 6, tolerance)
+            counts = boundary(truth, predicted, 6, tolerance=tolerance)
+            np.testing.assert_array_equal(counts, expected)
+            right += [counts[:, 0].sum(), (counts[:, 1] - counts[:, 0]).sum()]
+    assert math.prod(shape) < 50 or (right > 100).all()
+
+
+def test_labels_of_any_type_have_the_same_boundaries():
+    rng = np.random.default_rng(1)
+    truth, predicted = patches(rng, (30, 40), 3, 9), patches(rng, (30, 40), 3, 9) + 126
+    truth[20:, :9] = -2
+    expected = boundary(truth, predicted, 130)
+    assert expected[126:129].any(axis=1).all()
+    for one, other in ((np.int8, np.uint8), (np.int64, np.uint64), (np.int32, np.int16)):
+        found = boundary(truth.astype(one), predicted.astype(other), 130)
+        np.testing.assert_array_equal(found, expected)
+    truth[20:, :9] = 0
+    found = boundary(truth.astype(np.uint8), predicted.astype(np.uint8), 130)
+    np.testing.assert_array_equal(found, boundary(truth, predicted, 130))
+
+
+def test_boundaries_take_no_look_at_all_pixels_for_each_class():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 19, (8, 16)).repeat(64, axis=0).repeat(64, axis=1)
+
+    def seconds(function, *arguments):
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            function(*arguments)
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    of_all = seconds(segmentation.boundary_counts, labels, np.roll(labels, 3), 19)
+    # A distance transform for each class and side took twenty times that of the image.
+    assert of_all < 6 * seconds(ndimage.distance_transform_edt, labels == 0)
 
 
 @pytest.mark.parametrize(

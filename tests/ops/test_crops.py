@@ -28,7 +28,7 @@ IMAGE = (REFERENCE["image"] / np.float32(255)).astype(np.float32)
 crop = jax.jit(crop_and_resize, static_argnums=(2, 3))
 boxes_of = jax.jit(sample_crop_boxes, static_argnums=(1, 2, 3))
 random_crop = jax.jit(lambda x, k: random_resized_crop(x, k, 6, method="bicubic"))
-flip = jax.jit(random_flip, static_argnums=2)
+flip = jax.jit(random_flip, static_argnums=(2, 3))
 
 
 def keys(n, purpose="crop"):
@@ -158,10 +158,11 @@ def test_random_resized_crop_is_the_crop_of_the_drawn_boxes_in_range():
     assert (out.min(), out.max()) == (0, 1)
 
 
-def test_random_flip_mirrors_columns_with_its_probability():
+@pytest.mark.parametrize("axis", [2, 1])
+def test_random_flip_mirrors_columns_or_rows_with_its_probability(axis):
     images = np.random.default_rng(0).random((3000, 2, 3, 1)).astype(np.float32)
-    out = np.asarray(flip(images, keys(3000), 0.3))
-    flipped = (out == images[:, :, ::-1]).all(axis=(1, 2, 3))
+    out = np.asarray(flip(images, keys(3000), 0.3, axis))
+    flipped = (out == np.flip(images, axis)).all(axis=(1, 2, 3))
     np.testing.assert_array_equal(out[~flipped], images[~flipped])
     assert flipped.mean() == pytest.approx(0.3, abs=0.025)
 

@@ -167,6 +167,12 @@ def test_boxes_come_back_in_pixels_of_the_original_image():
     sides = np.sort(back[:, [0, 2]], axis=1)
     assert (np.abs(sides - [48 - x1, 48 - x0]).max(axis=1) < 1e-3).any()
 
+    mirrored = batch("flip_ud(1)|pad_boxes(3)")
+    there = model(mirrored["image"]).boxes[0, 0]
+    y0, y1 = (there[1] - there[3] / 2) * 24, (there[1] + there[3] / 2) * 24
+    sides = np.asarray(evaluate(mirrored)["boxes"][0])[:, [1, 3]]
+    assert (np.abs(sides - [24 - y1, 24 - y0]).max(axis=1) < 1e-3).any()
+
 
 @pytest.mark.slow
 def test_a_larger_canvas_finds_the_same_boxes():

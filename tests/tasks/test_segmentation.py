@@ -129,7 +129,8 @@ def test_logits_come_back_at_the_original_resolution():
     maps = np.moveaxis(np.asarray(plain["logits"][0]), -1, 0)
     truth = best_at_original([(maps, plain["affine"][0])], 1, (16, 24))
     np.testing.assert_array_equal(truth, np.asarray(plain["logits"][0]).argmax(-1))
-    for ops in ("resize((32, 48))", "flip_lr(1)", "letterbox((40, 64))", "letterbox((64, 48))"):
+    mirrors = "flip_lr(1)", "flip_ud(1)", "letterbox((64, 48))|flip_ud(1)|flip_lr(1)"
+    for ops in ("resize((32, 48))", "letterbox((40, 64))", "letterbox((64, 48))", *mirrors):
         found = predicted(task, {}, batch(f"{ops}|semantic", evaluation=True))
         maps = np.moveaxis(np.asarray(found["logits"][0]), -1, 0)
         there = best_at_original([(maps, found["affine"][0])], 1, (16, 24))
@@ -150,6 +151,10 @@ def test_cells_of_padding_alone_reach_no_pixel():
     rows = [slice(0, 4), slice(4, 5), slice(5, 9)]
     pieces = [at_original(maps, 4, affine, size, each) for each in rows]
     np.testing.assert_allclose(np.concatenate(pieces, axis=1), found, atol=1e-6)
+    # So it is upside down.
+    mirror = {"affine": affine * [1, -1, 1, 1] + [0, 0, 0, 18], "size": size}
+    pieces = [at_original(maps, 4, rows=each, **mirror) for each in rows]
+    np.testing.assert_allclose(np.concatenate(pieces, axis=1), found[:, ::-1], atol=1e-6)
     maps[0, 0, 0] = np.nan
     with pytest.raises(InputError, match="not finite"):
         at_original(maps, 4, affine, size)

@@ -76,6 +76,7 @@ def images(source, string, steps=1, batch_size=BATCH, **options):
         ("resize(6)|central_crop(5)|to_grey", "raise"),  # all on the host
         ("flip_lr(0)|central_crop|whole_patches(4)|to_grey|grey_to_rgb", "raise"),  # on the device
         ("flip_lr(1)|to_grey", "raise"),
+        ("flip_ud(1)|to_grey", "raise"),
         ("flip_lr(1)", "skip"),
     ],
 )
@@ -158,6 +159,7 @@ def test_draws_do_not_depend_on_the_batch_around_them():
         ("flip_lr|randaug", Images(), "column 9: randaug runs on the host alone; from the first"),
         ("rotate(5)", Images(), "rotate runs on the host alone"),
         ("pad(16)|flip_lr", Images(), "flip_lr after pad would mirror the padding too"),
+        ("pad(16)|flip_ud", Images(), "flip_ud after pad would mirror the padding too"),
         ("resize(8)", Images(key="objects"), "images has boxes or segments"),
         ("random_crop(4)", Images(odd=9), "before random_crop: one batch cannot hold"),
         ("random_crop(4)", Images(odd=256, count=257), "images[0] has the shape (9, 12, 3) and of"),

@@ -68,17 +68,15 @@ def random_scale(
 
 def flip_lr(example: dict, rng: np.random.Generator, p: Probability = 0.5) -> dict:
     """Mirrors the image left to right with probability `p`; padding stays where it is."""
-    if rng.random() >= p:
-        return example
-    width = example.get("content", example["image"].shape)[1]
+    return _mirrored(example, axis=1) if rng.random() < p else example
 
-    def mirrored(pixels: np.ndarray) -> np.ndarray:
-        columns = np.arange(pixels.shape[1])
-        columns[:width] = np.flip(columns[:width])
-        return pixels.take(columns, axis=1)  # A third of the time of copying a slice backwards.
 
-    example = {**example, "image": mirrored(example["image"])}
-    return _moved(example, mirrored, (-1.0, 1.0), (float(width), 0.0))
+def flip_ud(example: dict, rng: np.random.Generator, p: Probability = 0.5) -> dict:
+    """Mirrors the image upside down with probability `p`; padding stays where it is.
+
+    For images that have no upright, as of a microscope or from above.
+    """
+    return _mirrored(example, axis=0) if rng.random() < p else example
 
 
 def letterbox(
@@ -239,6 +237,21 @@ def check_random_size_crop(least: int, greatest: int, **_) -> None:
         raise InputError(f"needs least <= greatest, not {least} and {greatest}")
 
 
+def _mirrored(example: dict, axis: int) -> dict:
+    """With the order of the rows (axis 0) or of the columns (axis 1) reversed."""
+    length = example.get("content", example["image"].shape)[axis]
+
+    def mirrored(pixels: np.ndarray) -> np.ndarray:
+        places = np.arange(pixels.shape[axis])
+        places[:length] = np.flip(places[:length])
+        return pixels.take(places, axis=axis)  # A third of the time of copying a slice backwards.
+
+    example = {**example, "image": mirrored(example["image"])}
+    scale, offset = [1.0, 1.0], [0.0, 0.0]  # (x, y), where an axis is (y, x)
+    scale[1 - axis], offset[1 - axis] = -1.0, float(length)
+    return _moved(example, mirrored, scale, offset)
+
+
 def _on_canvas(example, canvas, scale, place, method, antialias) -> dict:
     """Resizes by `scale` times what fits the canvas, then cuts at `place` (0 to 1) or pads."""
     height, width = example["image"].shape[:2]
@@ -274,8 +287,8 @@ def _padded(example: dict, canvas: tuple[int, int]) -> dict:
 def _moved(
     example: dict,
     move: Callable[[np.ndarray], np.ndarray],
-    scale: tuple[float, float] = (1.0, 1.0),
-    offset: tuple[float, float] = (0.0, 0.0),
+    scale: Sequence[float] = (1.0, 1.0),
+    offset: Sequence[float] = (0.0, 0.0),
 ) -> dict:
     """Moves all but the image, which is the new one already.
 

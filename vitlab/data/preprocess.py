@@ -102,6 +102,7 @@ _OPS = types.MappingProxyType(
             image_ops.random_crop,
             image_ops.inception_crop,
             geometry.flip_lr,
+            geometry.flip_ud,
             geometry.letterbox,
             geometry.pad,
             geometry.scale_jitter,
@@ -139,8 +140,10 @@ _ON_EXAMPLE = frozenset(name for name, op in _OPS.items() if "example" in _param
 _TRUTH = types.MappingProxyType(
     {"pad_boxes": "boxes", "semantic": "segments", "pad_segments": "segments"}
 )
+# Ops that mirror, and leave padding where it is.
+FLIPS = frozenset({"flip_lr", "flip_ud"})
 # Ops that move what is known of an image with it, and others that leave every pixel where it is.
-_MOVES = frozenset({"resize", "resize_small", "flip_lr", "letterbox", "pad", "scale_jitter"})
+_MOVES = FLIPS | {"resize", "resize_small", "letterbox", "pad", "scale_jitter"}
 _MOVES |= {"random_size_crop", "random_scale", "segment_crop"}
 _STAYS = frozenset({"decode", "grey_to_rgb", "to_grey"})
 # Ops that look at the size of the image, then take a piece of it.
@@ -278,7 +281,7 @@ class Preprocess:
     @property
     def resizes(self) -> bool:
         """Whether it has an op that makes images another size."""
-        return any(op.name not in _STAYS | _TRUTH.keys() | {"flip_lr"} for op in self.ops[:-1])
+        return any(op.name not in _STAYS | _TRUTH.keys() | FLIPS for op in self.ops[:-1])
 
     @property
     def boxes(self) -> bool:
@@ -353,7 +356,7 @@ def _check_truth(ops: tuple[Op, ...]) -> None:
                 raise InputError(f"{op.where} cannot come after pad_segments, but before it")
     pads = next((i for i, name in enumerate(names) if name in _PADS), len(ops))
     for op in ops[pads + 1 :]:
-        if op.name in _MOVES - {"flip_lr"}:
+        if op.name in _MOVES - FLIPS:
             raise InputError(f"{op.where} cannot come after {names[pads]}, which pads")
 
 

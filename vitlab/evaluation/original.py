@@ -33,7 +33,7 @@ def at_original(
     if not np.isfinite(maps).all():
         raise InputError("the model gives values that are not finite")
     corners = np.array([[0, 0], size[::-1]]) * affine[:2] + affine[2:]
-    mirrored = corners[0, 0] > corners[1, 0]
+    mirrored, upside_down = corners[0] > corners[1]
     box = np.sort(corners, axis=0) / stride
     room = np.array(maps.shape[:0:-1])
     if (box < -1e-3).any() or (box > room + 1e-3).any():
@@ -44,6 +44,8 @@ def at_original(
     right, below = np.ceil(box[1] - 1e-3).astype(int)
     maps, (low, high) = maps[:, :below, :right], np.clip(box, 0, [right, below])
     top, bottom, _ = rows.indices(size[0])
+    if upside_down:
+        top, bottom = size[0] - bottom, size[0] - top
     low[1], high[1] = (low[1] + (high[1] - low[1]) * row / size[0] for row in (top, bottom))
     resize = {
         "size": (size[1], bottom - top),
@@ -51,6 +53,7 @@ def at_original(
         "box": (*low.tolist(), *high.tolist()),
     }
     found = np.stack([np.asarray(Image.fromarray(each).resize(**resize)) for each in maps])
+    found = found[:, ::-1] if upside_down else found
     return found[:, :, ::-1] if mirrored else found
 
 

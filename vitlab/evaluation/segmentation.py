@@ -6,12 +6,14 @@ the images of a split is added up before a metric is taken of it, so that each p
 weighs the same.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 from scipy import ndimage
+from scipy.spatial import cKDTree
 
 from vitlab.errors import InputError
 
@@ -105,18 +107,14 @@ def boundary_counts(
     if not 0 <= tolerance < 1:
         raise InputError(f"tolerance {tolerance} must be a fraction of the diagonal in [0, 1)")
     radius = math.ceil(tolerance * math.hypot(*truth.shape))
-    ignored = truth < 0
-    counts = np.zeros((classes, 4), np.int64)
-    for label in np.union1d(truth[~ignored], predicted[~ignored]):
-        found = _boundary((predicted == label) & ~ignored)
-        true = _boundary((truth == label) & ~ignored)
-        counts[label] = (
-            _near(found, true, radius),
-            found.sum(),
-            _near(true, found, radius),
-            true.sum(),
-        )
-    return counts
+    void, small = truth < 0, np.min_scalar_type(-classes).type
+    maps = (np.where(void, small(-1), labels.astype(small)) for labels in (predicted, truth))
+    boundaries = zip(*(_boundaries(labels, classes) for labels in maps), strict=True)
+    counts = [
+        (_near(found, true, radius), found.shape[1], _near(true, found, radius), true.shape[1])
+        for found, true in boundaries
+    ]
+    return np.array(counts, np.int64)
 
 
 def boundary_f(counts: np.ndarray) -> float:
@@ -176,23 +174,46 @@ def _class_f(counts: np.ndarray) -> np.ndarray:
     return np.where(found + true > 0, f, np.nan)
 
 
-def _boundary(mask: np.ndarray) -> np.ndarray:
-    """bool[height, width]: DAVIS's `seg2bmap`, half a pixel up and left of the actual boundary."""
-    # Repeated at the edge, the last row and column differ from no pixel outside of the image.
-    next_ = np.pad(mask, [(0, 1), (0, 1)], mode="edge")
-    right, below, both = next_[:-1, 1:], next_[1:, :-1], next_[1:, 1:]
-    return (mask ^ right) | (mask ^ below) | (mask ^ both)
+def _boundaries(labels: np.ndarray, classes: int) -> list[np.ndarray]:
+    """i[2, pixels] of each class: the rows and columns of its boundary.
+
+    That is DAVIS's `seg2bmap`, half a pixel up and left of the actual boundary: where a pixel and
+    those on the right, below, and both are not all alike, it is of the boundary of each of their
+    classes.
+    """
+    edge = np.zeros(labels.shape, bool)
+    edge[:, :-1] |= labels[:, 1:] != labels[:, :-1]
+    edge[:-1] |= labels[1:] != labels[:-1]
+    edge[:-1, :-1] |= labels[1:, 1:] != labels[:-1, :-1]
+    rows, columns = edge.nonzero()
+    # The last row and column differ from no pixel outside of the image.
+    below = np.minimum(rows + 1, labels.shape[0] - 1)
+    right = np.minimum(columns + 1, labels.shape[1] - 1)
+    four = np.stack([labels[y, x] for y in (rows, below) for x in (columns, right)])
+    counts = four >= 0
+    for i, j in itertools.combinations(range(4), 2):
+        counts[j] &= four[j] != four[i]
+    label, (_, pixel) = four[counts], counts.nonzero()
+    order = np.argsort(label, kind="stable")
+    places = np.stack([x[pixel[order]] for x in (rows, columns)])
+    return np.split(places, np.searchsorted(label[order], np.arange(1, classes)), axis=1)
 
 
 def _near(boundary: np.ndarray, other: np.ndarray, radius: int) -> int:
     """How many pixels of a boundary have one of the other at a distance of at most `radius`."""
-    if not boundary.any() or not other.any():
+    if not boundary.size or not other.size:
         return 0
-    # Distances within the rectangle that holds both are those of the image, and cheaper.
-    rows, columns = ((boundary | other).any(axis=axis).nonzero()[0] for axis in (1, 0))
-    window = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    distance = ndimage.distance_transform_edt(~other[window])
-    return int((distance[boundary[window]] <= radius).sum())
+    both = np.concatenate([boundary, other], axis=1)
+    corner, sides = both.min(axis=1, keepdims=True), np.ptp(both, axis=1) + 1
+    if 10 * both.shape[1] > sides.prod():  # As in noise, where a tree is many times slower.
+        far = np.ones(sides, bool)
+        far[tuple(other - corner)] = False
+        distance = ndimage.distance_transform_edt(far)[tuple(boundary - corner)]
+    else:
+        # Distances of the bound and more are infinite, therefore it is a little greater.
+        tree = cKDTree(other.T, balanced_tree=False)
+        distance, _ = tree.query(boundary.T, distance_upper_bound=radius + 0.5)
+    return int((distance <= radius).sum())
 
 
 def _over(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

@@ -226,13 +226,15 @@ def random_crop(
     return jax.vmap(cut)(images, keys)
 
 
-def random_flip(images: Array, keys: Array, p: float = 0.5) -> Array:
-    """Mirrors an image left to right with probability p, drawn for each example.
+def random_flip(images: Array, keys: Array, p: float = 0.5, axis: int = 2) -> Array:
+    """Mirrors an image, left to right if nothing else is said, with probability p, drawn for each
+    example.
 
     Args:
       images: [batch, height, width, channels] of any type.
       keys: key[batch].
       p: the probability.
+      axis: of `images`, whose order is reversed: 2, or 1 for upside down.
 
     Returns:
       [batch, height, width, channels] of the same type.
@@ -243,7 +245,7 @@ def random_flip(images: Array, keys: Array, p: float = 0.5) -> Array:
     if not 0 <= p <= 1:
         raise InputError(f"random_flip: p {p} must be in [0, 1]")
     flipped = jax.vmap(lambda key: jax.random.bernoulli(key, p))(keys)
-    return jnp.where(flipped[:, None, None, None], images[:, :, ::-1], images)
+    return jnp.where(flipped[:, None, None, None], jnp.flip(images, axis), images)
 
 
 def _interpolation(start: Array, length: Array, old: int, new: int, method: str) -> Array:

@@ -26,7 +26,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from vitlab import distributed
 from vitlab.data import image_ops
 from vitlab.data.pipeline import eval_batches, first_example
-from vitlab.data.preprocess import Preprocess
+from vitlab.data.preprocess import FLIPS, Preprocess
 from vitlab.data.resize import small_size
 from vitlab.data.sources import Source
 from vitlab.errors import InputError
@@ -75,7 +75,7 @@ class DeviceData:
                     f"config.data.cache: {op.where} runs on the host alone; from the first random "
                     f"op on the device can do {', '.join(sorted(_RANDOM | _FIXED))}"
                 )
-            if op.name == "flip_lr" and self._fixed.pads:
+            if op.name in FLIPS and self._fixed.pads:
                 raise InputError(
                     f"config.data.cache: {op.where} after {self._fixed.pads[0]} would mirror the "
                     "padding too; use a resize instead"
@@ -276,6 +276,7 @@ def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
 
 _RANDOM: dict[str, Callable] = {
     "flip_lr": crops.random_flip,
+    "flip_ud": functools.partial(crops.random_flip, axis=1),
     "inception_crop": _inception_crop,
     "random_crop": crops.random_crop,
 }
