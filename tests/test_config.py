@@ -153,6 +153,7 @@ def test_wrong_arguments_and_overrides(config_file, suffix, overrides, message):
         ("import nowhere_to_be_found\n", ":1: ModuleNotFoundError"),
         ("def get_config(arg=None:\n", ":1: "),
         ("def get_config(arg=None):\n    pass\n", "must define get_config(arg) that returns"),
+        ("def get_config():\n    return {}\n", "c.py: TypeError: get_config() takes 0 positional"),
         ("x = 1\n", "must define get_config(arg) that returns"),
         (
             "def get_config(arg=None):\n    return {'a': {'b': int}}\n",
@@ -165,6 +166,16 @@ def test_a_broken_config_file_is_one_line(tmp_path, text, message):
     with pytest.raises(InputError, match="^[^\n]*$") as error:
         config_lib.load(str(tmp_path / "c.py"), [("x", "1")])
     assert message in str(error.value)
+
+
+def test_the_line_is_told_of_a_relative_path_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = ["def half(x):", "    return x / 0", "def get_config(arg=None):", "    return half(1)"]
+    (tmp_path / "c.py").write_text("\n".join(lines))
+    for path in ("c.py", "./c.py", f"../{tmp_path.name}/c.py"):
+        with pytest.raises(InputError) as error:
+            config_lib.load(path)
+        assert str(error.value) == f"--config: {path}:2: ZeroDivisionError: division by zero"
 
 
 def test_a_string_stays_a_string_when_overridden(config_file):

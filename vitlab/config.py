@@ -108,8 +108,10 @@ def load(spec: str, overrides: typing.Sequence[tuple[str, str]] = ()) -> dict[st
         raise InputError(f"--config: {path}:{e.lineno}: {e.msg}") from e
     except Exception as e:  # whatever a config file does wrong
         frames = traceback.extract_tb(e.__traceback__)
-        line = max((f.lineno for f in frames if f.filename == path), default=0)
-        raise InputError(f"--config: {path}:{line}: {type(e).__name__}: {e}") from e
+        # None where get_config takes no argument, say.
+        lines = [f":{f.lineno}" for f in frames if f.filename == module_spec.origin]
+        place = "".join([path, *lines[-1:]])
+        raise InputError(f"--config: {place}: {type(e).__name__}: {e}") from e
     if not isinstance(config, (ml_collections.ConfigDict, dict)):
         raise InputError(f"--config: {path} must define get_config(arg) that returns a ConfigDict")
     config = _plain(config, "config")
