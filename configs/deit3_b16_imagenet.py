@@ -60,7 +60,10 @@ def get_config(arg=None):
             name="lamb", lr=3e-3, weight_decay=0.02, clip_norm=1.0, args=dict(eps=1e-8)
         )
         config.schedule = dict(
-            name="cosine", warmup_epochs=5, start_factor=1e-6 / 3e-3, end_factor=1e-5 / 3e-3
+            name="cosine",
+            warmup_epochs=min(5, arg.epochs / 5),
+            start_factor=1e-6 / 3e-3,
+            end_factor=1e-5 / 3e-3,
         )
     config.evaluators = dict(
         val=dict(split="validation", preprocess=evaluation, every_epochs=1),

@@ -53,7 +53,8 @@ def get_config(arg=None):
     config.loss = dict(classification="iou_aware", class_weight=2.0, class_cost=2.0)
     config.augment = dict(color_jitter=(0.3, 0.3, 0.3, 0.05), color_jitter_prob=0.8)
     config.optimizer = dict(name="adamw", lr=1e-3, weight_decay=0.05, clip_norm=0.1)
-    config.schedule = dict(name="cosine", warmup_steps=100)
+    # An epoch has 26 steps.
+    config.schedule = dict(name="cosine", warmup_steps=min(100, 5 * arg.epochs))
     config.ema_decay = 0.99
     evaluation = dict(
         kind="detection", preprocess=f"decode|letterbox({canvas})|{ending}", every_epochs=10

@@ -45,7 +45,7 @@ def get_config(arg=None):
     config.loss = dict(label_smoothing=0.1)
     config.augment = dict(mixup=0.8, cutmix=1.0, erasing=0.25)
     config.optimizer = dict(name="adamw", lr=1e-3, weight_decay=0.05, layer_decay=0.75)
-    config.schedule = dict(name="cosine", warmup_epochs=5)
+    config.schedule = dict(name="cosine", warmup_epochs=min(5, arg.epochs / 5))
     config.evaluators = dict(
         test=dict(split="test", preprocess='decode|normalize("cifar10")', every_epochs=5),
     )

@@ -48,7 +48,7 @@ def get_config(arg=None):
     config.total_epochs = arg.epochs
     config.loss = dict(label_smoothing=0.1)
     config.optimizer = dict(name="adamw", lr=1e-3, weight_decay=0.05, layer_decay=0.75)
-    config.schedule = dict(name="cosine", warmup_epochs=5)
+    config.schedule = dict(name="cosine", warmup_epochs=min(5, arg.epochs / 5))
     config.evaluators = dict(
         test=dict(
             split="test",

@@ -39,7 +39,7 @@ def get_config(arg=None):
     config.batch_size = 128
     config.total_epochs = arg.epochs
     config.optimizer = dict(name="adamw", lr=3e-3, weight_decay=0.05, args=dict(b2=0.95))
-    config.schedule = dict(name="cosine", warmup_epochs=5)
+    config.schedule = dict(name="cosine", warmup_epochs=min(5, arg.epochs / 5))
     config.evaluators = dict(
         test=dict(kind="reconstruction", split="test", preprocess=pixels, every_epochs=10),
         features=dict(

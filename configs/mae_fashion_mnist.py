@@ -43,7 +43,7 @@ def get_config(arg=None):
     config.batch_size = 256
     config.total_epochs = arg.epochs
     config.optimizer = dict(name="adamw", lr=2e-3, weight_decay=0.05, args=dict(b2=0.95))
-    config.schedule = dict(name="cosine", warmup_epochs=2)
+    config.schedule = dict(name="cosine", warmup_epochs=min(2, arg.epochs / 5))
     config.evaluators = dict(
         test=dict(kind="reconstruction", split="test", preprocess=evaluation, every_epochs=2),
         features=dict(

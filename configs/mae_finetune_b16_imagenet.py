@@ -50,7 +50,9 @@ def get_config(arg=None):
     config.augment = dict(mixup=0.8, cutmix=1.0, erasing=0.25)
     lr = 5e-4 * 1024 / 256
     config.optimizer = dict(name="adamw", lr=lr, weight_decay=0.05, layer_decay=0.65)
-    config.schedule = dict(name="cosine", warmup_epochs=5, end_factor=1e-6 / lr)
+    config.schedule = dict(
+        name="cosine", warmup_epochs=min(5, arg.epochs / 5), end_factor=1e-6 / lr
+    )
     config.evaluators = dict(
         val=dict(
             split="validation",

@@ -24,7 +24,7 @@ def get_config(arg=None):
     config.augment = dict(mixup=0.8)
     config.ema_decay = 0.99
     config.optimizer = dict(name="adamw", lr=3e-3, weight_decay=0.1, clip_norm=1.0)
-    config.schedule = dict(name="cosine", warmup_epochs=10)
+    config.schedule = dict(name="cosine", warmup_epochs=min(10, arg.epochs / 5))
     config.evaluators = dict(
         test=dict(
             kind="classification",

@@ -33,7 +33,9 @@ def get_config(arg=None):
         args=dict(momentum=0.9, nesterov=True),
         rules=[dict(pattern=".*kernel"), dict(pattern=".*", weight_decay=0.0)],
     )
-    config.schedule = dict(name="stair", warmup_epochs=5, decay_at=(30 / 90, 60 / 90, 80 / 90))
+    config.schedule = dict(
+        name="stair", warmup_epochs=min(5, arg.epochs / 5), decay_at=(30 / 90, 60 / 90, 80 / 90)
+    )
     config.evaluators = dict(
         val=dict(split="validation", preprocess=evaluation, every_epochs=1),
     )

@@ -55,7 +55,7 @@ def get_config(arg=None):
     config.optimizer = dict(
         name="adamw", lr=5e-4, weight_decay=0.05, clip_norm=1.0, layer_decay=0.9
     )
-    config.schedule = dict(name="cosine", warmup_epochs=5)
+    config.schedule = dict(name="cosine", warmup_epochs=min(5, arg.epochs / 5))
     evaluation = dict(
         kind="segmentation",
         preprocess=f"decode|resize({size},antialias=True)|semantic|{normalize}",

@@ -44,7 +44,7 @@ def get_config(arg=None):
     config.batch_size = 1024
     config.total_epochs = arg.epochs
     config.optimizer = dict(rules=rules, **optimizer)
-    config.schedule = dict(name="cosine", warmup_epochs=10)
+    config.schedule = dict(name="cosine", warmup_epochs=min(10, arg.epochs / 5))
     config.evaluators = dict(
         views=dict(kind="contrast", split="test", preprocess=evaluation, every_epochs=50),
         features=dict(

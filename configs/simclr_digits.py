@@ -45,7 +45,7 @@ def get_config(arg=None):
     config.batch_size = 256
     config.total_epochs = arg.epochs
     config.optimizer = dict(name="adamw", lr=2e-3, weight_decay=0.05)
-    config.schedule = dict(name="cosine", warmup_epochs=3)
+    config.schedule = dict(name="cosine", warmup_epochs=min(3, arg.epochs / 5))
     config.evaluators = dict(
         test=dict(kind="contrast", split="test", preprocess=pixels, every_epochs=10),
         features=dict(

@@ -42,7 +42,7 @@ def get_config(arg=None):
     config.optimizer = dict(
         name="lars", lr=0.3 * 4096 / 256, weight_decay=1e-6, args=dict(momentum=0.9)
     )
-    config.schedule = dict(name="cosine", warmup_epochs=10)
+    config.schedule = dict(name="cosine", warmup_epochs=min(10, arg.epochs / 5))
     config.evaluators = dict(
         views=dict(
             kind="contrast",

@@ -55,7 +55,7 @@ def get_config(arg=None):
             dict(pattern=".*", weight_decay=0.0),
         ],
     )
-    config.schedule = dict(name="cosine", warmup_epochs=40)
+    config.schedule = dict(name="cosine", warmup_epochs=min(40, arg.epochs / 5))
     config.evaluators = dict(
         views=dict(
             kind="contrast",

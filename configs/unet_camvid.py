@@ -43,7 +43,7 @@ def get_config(arg=None):
     config.loss = dict(dice=0.5)
     config.augment = dict(color_jitter=(0.3, 0.3, 0.3, 0.05), color_jitter_prob=0.8)
     config.optimizer = dict(name="adamw", lr=1e-3, weight_decay=0.05, clip_norm=1.0)
-    config.schedule = dict(name="cosine", warmup_epochs=5)
+    config.schedule = dict(name="cosine", warmup_epochs=min(5, arg.epochs / 5))
     config.ema_decay = 0.998
     evaluation = dict(
         kind="segmentation",

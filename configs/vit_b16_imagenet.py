@@ -46,7 +46,8 @@ def get_config(arg=None):
         args=dict(b1=0.9, b2=0.999, mu_dtype="bfloat16"),
         rules=[dict(pattern=".*kernel"), dict(pattern=".*", weight_decay=0.0)],
     )
-    config.schedule = dict(name="cosine", warmup_steps=10_000)
+    # An epoch has 310 steps.
+    config.schedule = dict(name="cosine", warmup_steps=min(10_000, 100 * arg.epochs))
     config.evaluators = dict(
         minival=dict(split="train[99%:]", preprocess=evaluation, every_steps=2500),
         val=dict(split="validation", preprocess=evaluation, every_steps=2500),

@@ -1,6 +1,8 @@
 """Strict configs: what is legal, and that every mistake is one line naming the nearest key."""
 
 import dataclasses
+import os
+import sys
 from typing import Literal
 
 import pytest
@@ -153,6 +155,7 @@ def test_wrong_arguments_and_overrides(config_file, suffix, overrides, message):
         ("import nowhere_to_be_found\n", ":1: ModuleNotFoundError"),
         ("def get_config(arg=None:\n", ":1: "),
         ("def get_config(arg=None):\n    pass\n", "must define get_config(arg) that returns"),
+        ("def get_config():\n    return {}\n", "c.py: TypeError: get_config() takes 0 positional"),
         ("x = 1\n", "must define get_config(arg) that returns"),
         (
             "def get_config(arg=None):\n    return {'a': {'b': int}}\n",
@@ -165,6 +168,35 @@ def test_a_broken_config_file_is_one_line(tmp_path, text, message):
     with pytest.raises(InputError, match="^[^\n]*$") as error:
         config_lib.load(str(tmp_path / "c.py"), [("x", "1")])
     assert message in str(error.value)
+
+
+def test_the_line_is_told_of_a_relative_path_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = ["def half(x):", "    return x / 0", "def get_config(arg=None):", "    return half(1)"]
+    (tmp_path / "c.py").write_text("\n".join(lines))
+    for path in ("c.py", "./c.py", f"../{tmp_path.name}/c.py"):
+        with pytest.raises(InputError) as error:
+            config_lib.load(path)
+        assert str(error.value) == f"--config: {path}:2: ZeroDivisionError: division by zero"
+
+
+def test_a_config_file_is_built_on_others(tmp_path, monkeypatch):
+    """Of its own folder, and of one in the current folder, whatever command reads it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [each for each in sys.path if each not in ("", os.getcwd())])
+    before = list(sys.path)
+    (tmp_path / "ours").mkdir()
+    (tmp_path / "ours" / "base_of_two.py").write_text(
+        "def get_config(arg):\n    return {'a': arg}\n"
+    )
+    for module in ("base_of_two", "ours.base_of_two"):
+        (tmp_path / "ours" / "c.py").write_text(f"from {module} import get_config\n")
+        assert config_lib.load("ours/c.py:1") == {"a": "1"}
+        assert sys.path == before
+    (tmp_path / "ours" / "wrong_base.py").write_text("\ndef\n")
+    (tmp_path / "ours" / "c.py").write_text("import wrong_base  # which is another file\n")
+    with pytest.raises(InputError, match=f"{tmp_path}/ours/wrong_base.py:2: invalid syntax"):
+        config_lib.load("ours/c.py")
 
 
 def test_a_string_stays_a_string_when_overridden(config_file):

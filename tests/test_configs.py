@@ -17,7 +17,9 @@ import pytest
 from PIL import Image
 
 from vitlab import config as config_lib
+from vitlab.config import Duration
 from vitlab.main import main
+from vitlab.training.schedules import ScheduleConfig, make_schedule
 from vitlab.training.setup import Setup
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -365,6 +367,26 @@ def test_config_runs_and_resumes(name, data, tmp_path, monkeypatch, capsys, requ
     assert "going on from step 1" in capsys.readouterr().out
     again = json.loads((workdir / "result.json").read_text())
     assert (again["fingerprint"], again["metrics"]) == (first["fingerprint"], first["metrics"])
+
+
+# Training examples, by a part of the config's name.
+EXAMPLES = {
+    "imagenet": 1_281_167, "cifar10": 50_000, "mae_fashion_mnist": 60_000, "finetune_digits": 100,
+    "simclr_fashion_mnist": 60_000, "finetune_fashion_mnist": 600, "quickstart": 1437,
+    "digit_scenes": 8000, "_digits": 1437, "camvid": 367, "bccd": 205, "coco": 118_287,
+    "folder": 200, "own_data": 200,
+}  # fmt: skip
+
+
+def test_a_training_of_one_epoch_is_longer_than_its_warmup():
+    for path in sorted((ROOT / "configs").glob("*.py")):
+        if path.stem in ("segmenter_vit_s16_ade20k", "vit_fashion_mnist"):  # of a fixed length
+            continue
+        config = config_lib.load(f"{path}:epochs=1")
+        schedule = config_lib.section(config["schedule"], ScheduleConfig)
+        examples = next(size for part, size in EXAMPLES.items() if part in path.stem)
+        total = Duration(1, "epochs").steps(config["batch_size"], examples)
+        make_schedule(schedule, 1.0, total, config["batch_size"], examples)
 
 
 def test_the_recipe_is_the_published_one(data, monkeypatch):

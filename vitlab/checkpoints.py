@@ -102,23 +102,23 @@ def restore(checkpoint: Checkpoint, target: Tree | None = None, only: Sequence[s
         target: a tree of `jax.ShapeDtypeStruct` (or arrays) of the same structure; the arrays are
             laid out by its shardings, on any number of devices. Without it: a nested dict of
             NumPy arrays, named as they were saved.
-        only: with no target, the top-level entries to read where they exist, such as `"params"`.
+        only: the top-level entries to read where they exist, such as `"params"`; all without.
 
     Raises:
         DamagedError: see `verify`.
         InputError: the checkpoint's tree does not fit `target`.
     """
     verify(checkpoint)
-    return _read(checkpoint, target, only)
+    return read(checkpoint, target, only)
 
 
-def _read(checkpoint: Checkpoint, target: Tree | None, only: Sequence[str] = ()) -> Tree:
+def read(checkpoint: Checkpoint, target: Tree | None = None, only: Sequence[str] = ()) -> Tree:
+    """As `restore`, of a checkpoint that is verified already."""
     with ocp.Checkpointer(_handler()) as reader:
-        stored = reader.metadata(checkpoint.path / "arrays").item_metadata.tree
+        stored = _stored(reader, checkpoint, only)
         if target is None:
-            names = {k: v for k, v in stored.items() if not only or k in only}
-            kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), names)
-            wanted = jax.tree.map(lambda _: 0, names)
+            kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored)
+            wanted = jax.tree.map(lambda _: 0, stored)
         else:
             wanted = _named(target)
             _check_fit(stored, wanted, checkpoint.path)
@@ -133,6 +133,12 @@ def _read(checkpoint: Checkpoint, target: Tree | None, only: Sequence[str] = ())
         return arrays
     flat = flax.traverse_util.flatten_dict(arrays, sep="/")
     return _unnamed(flat, target)
+
+
+def check_fit(checkpoint: Checkpoint, target: Tree, only: Sequence[str] = ()) -> None:
+    """An InputError if `read` would raise one; it takes no time."""
+    with ocp.Checkpointer(_handler()) as reader:
+        _check_fit(_stored(reader, checkpoint, only), _named(target), checkpoint.path)
 
 
 class Writer:
@@ -280,7 +286,7 @@ def latest_intact(
             f"every checkpoint in {directory} is damaged; delete that directory to start again"
         )
     checkpoint = Checkpoint(_absolute(directory) / f"{step:08d}", step)
-    return _read(checkpoint, target), checkpoint.meta()
+    return read(checkpoint, target), checkpoint.meta()
 
 
 _NONE, _DAMAGED = -1, -2
@@ -339,6 +345,12 @@ def _unnamed(flat: Mapping[str, Any], target: Tree) -> Tree:
 
 def _key(path: tuple[Any, ...]) -> tuple[str, ...]:
     return tuple(jax.tree_util.keystr((entry,), simple=True) for entry in path)
+
+
+def _stored(reader: ocp.Checkpointer, checkpoint: Checkpoint, only: Sequence[str]) -> Tree:
+    """What is known of a checkpoint's arrays, by name."""
+    stored = reader.metadata(checkpoint.path / "arrays").item_metadata.tree
+    return {k: v for k, v in stored.items() if not only or k in only}
 
 
 def _check_fit(stored: Tree, wanted: Tree, path: epath.Path) -> None:

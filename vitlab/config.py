@@ -6,6 +6,7 @@ reads, or a value of the wrong type, is an `InputError` that names the nearest l
 """
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import hashlib
@@ -77,6 +78,8 @@ def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
 def load(spec: str, overrides: typing.Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
     """Runs `get_config` of a config file and applies overrides.
 
+    Meanwhile it imports from its own folder and from the current one, as a script does.
+
     Args:
         spec: `path/to/config.py`, or `path/to/config.py:key=value,flag`.
         overrides: pairs such as `("optimizer.lr", "3e-4")`, in order. An override may add a key:
@@ -100,22 +103,39 @@ def load(spec: str, overrides: typing.Sequence[tuple[str, str]] = ()) -> dict[st
         raise InputError(f"--config: {path!r} is not a Python file")
     module = importlib.util.module_from_spec(module_spec)
     try:
-        module_spec.loader.exec_module(module)
-        config = module.get_config(arg or None) if hasattr(module, "get_config") else None
+        with _importable(pathlib.Path(module_spec.origin).parent, pathlib.Path.cwd()):
+            module_spec.loader.exec_module(module)
+            config = module.get_config(arg or None) if hasattr(module, "get_config") else None
     except InputError:
         raise
     except SyntaxError as e:
-        raise InputError(f"--config: {path}:{e.lineno}: {e.msg}") from e
+        file = path if e.filename in (None, module_spec.origin) else e.filename
+        raise InputError(f"--config: {file}:{e.lineno}: {e.msg}") from e
     except Exception as e:  # whatever a config file does wrong
         frames = traceback.extract_tb(e.__traceback__)
-        line = max((f.lineno for f in frames if f.filename == path), default=0)
-        raise InputError(f"--config: {path}:{line}: {type(e).__name__}: {e}") from e
+        # None where get_config takes no argument, say.
+        lines = [f":{f.lineno}" for f in frames if f.filename == module_spec.origin]
+        place = "".join([path, *lines[-1:]])
+        raise InputError(f"--config: {place}: {type(e).__name__}: {e}") from e
     if not isinstance(config, (ml_collections.ConfigDict, dict)):
         raise InputError(f"--config: {path} must define get_config(arg) that returns a ConfigDict")
     config = _plain(config, "config")
     for key, text in overrides:
         _override(config, key, text)
     return config
+
+
+@contextlib.contextmanager
+def _importable(*folders: pathlib.Path) -> typing.Iterator[None]:
+    """Lets what runs meanwhile import from these folders, the first before all others."""
+    added = [str(folder) for folder in folders]
+    sys.path[:0] = added
+    try:
+        yield
+    finally:
+        for folder in added:  # a config file may have added others, for later
+            if folder in sys.path:
+                sys.path.remove(folder)
 
 
 def section(values: typing.Mapping[str, Any], cls: type, where: str = "config") -> Any:

@@ -4,12 +4,16 @@ import json
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import vitlab
-from tests.deploy.models import digits_model, make, write_run
+from tests.deploy.models import VIT, digits_model, make, write_run
 from vitlab.commands.cli import main
+from vitlab.deploy.model import Model, save_model
+from vitlab.errors import InputError
+from vitlab.tasks.task import task_class
 from vitlab.training.evaluator import Evaluator
 
 
@@ -88,6 +92,21 @@ def test_onnx_is_measured_through_onnx_runtime(run, tmp_path, capsys):
     assert main(["export", run, "--format", "onnx", "--out", str(out)]) == 0
     about = json.loads(pathlib.Path(f"{out}.json").read_text())
     assert about["metrics"]["accuracy"]["file"] == about["metrics"]["accuracy"]["run"]
+
+
+def test_a_run_that_predicts_nothing_is_refused_before_anything_is_written(tmp_path, capsys):
+    settings = dict(backbone=VIT, decoder_width=16, decoder_depth=1, decoder_heads=2)
+    task = task_class("mae").from_config(settings, {}, {}, (), jnp.float32)
+    nothing = {"params": {"bias": jnp.zeros(1)}}
+    model = Model("mae", task, nothing, "decode|resize(32)|value_range(-1,1)", (32, 32))
+    run = write_run(tmp_path / "run", model)
+    for to in ("safetensors", "stablehlo"):
+        out = tmp_path / "deep" / f"model.{to}"
+        assert main(["export", run, "--format", to, "--unchecked", "--out", str(out)]) == 2
+        assert capsys.readouterr().err.startswith("vitlab: error: a run that pretrained without")
+    with pytest.raises(InputError, match="a run that pretrained without"):
+        save_model(model, tmp_path / "model.safetensors")
+    assert [each.name for each in tmp_path.iterdir()] == ["run"]
 
 
 def test_what_goes_wrong_is_one_line(run, tmp_path, capsys):

@@ -2,8 +2,9 @@ from vitlab.config import hash_of
 from vitlab.training.experiment import NEWER_KEYS, not_in_hash
 
 
-def name(**data):
+def name(resume=None, **data):
     config = {"seed": 0, "data": {"source": "digits", **data}}
+    config |= {} if resume is None else {"resume": resume}
     return hash_of(config, not_in_hash(config))
 
 
@@ -13,4 +14,5 @@ def test_runs_that_are_older_than_a_key_keep_their_names():
 
 
 def test_what_a_newer_key_changes_has_a_name_of_its_own():
-    assert len({name(), name(cache="device"), name(presize=64), name(presize=128)}) == 4
+    names = name(), name(cache="device"), name(presize=64), name(presize=128), name("runs/a")
+    assert len(set(names)) == 5

@@ -92,6 +92,7 @@ def run(given: Given, output: Output) -> int:
 
     check_arguments(to, dtype)
     model = vitlab.load_model(path)
+    model.channels()  # refuses what predicts nothing, before anything is written
     workdir = pathlib.Path(path).expanduser()
     out = pathlib.Path(options.get("out", workdir / "export" / f"model.{to}")).expanduser()
     if out.is_dir():

@@ -117,7 +117,12 @@ class Model:
 
 
 def save_model(model: Model, path: os.PathLike | str) -> None:
-    """Writes a model into one .safetensors file, which `load_model` reads."""
+    """Writes a model into one .safetensors file, which `load_model` reads.
+
+    Raises:
+        InputError: see `Model.channels`; nothing is written then.
+    """
+    model.channels()
     arrays = {name: jnp.asarray(leaf) for name, leaf in names_of(model.variables).items()}
     safetensors.flax.save_file(arrays, path, {_KEY: json.dumps(model.about())})
 

@@ -29,15 +29,16 @@ NOT_IN_HASH = (
 
 
 # Keys that some runs are older than, with the value that leaves all as it was before them.
-NEWER_KEYS = {"data.cache": "", "data.presize": 0}
+NEWER_KEYS = {"data.cache": "", "data.presize": 0, "resume": ""}
 
 
 def not_in_hash(config: Mapping[str, Any]) -> tuple[str, ...]:
     """`NOT_IN_HASH`, and those of `NEWER_KEYS` that a resolved config does not make use of."""
 
     def value(key):
-        section, name = key.split(".")
-        return (config.get(section) or {}).get(name, NEWER_KEYS[key])
+        section, _, name = key.rpartition(".")
+        holder = (config.get(section) or {}) if section else config
+        return holder.get(name, NEWER_KEYS[key])
 
     return (*NOT_IN_HASH, *(key for key, before in NEWER_KEYS.items() if value(key) == before))
 
@@ -240,6 +241,10 @@ class Experiment:
         init_from: a working directory, a checkpoint or published weights to take parameters from.
         init_hints: of `vitlab.weights.load`, for published weights.
         init_allow: regexes of the parameters that may stay new, go unused or change shape.
+        resume: a working directory or a checkpoint to go on from, in another working directory and
+            to another length: from its parameters, optimizer, average and step, under this config.
+            That must be of the same task, model, seed, batch size, examples in their order, kind of
+            optimizer and `ema_decay`; all else may differ, such as the schedule.
         precision: of computation; `auto` is bfloat16 on accelerators and float32 on CPU.
         deterministic: whether a run on a GPU repeats to the bit, for a price in speed; on a CPU it
             always does.
@@ -262,6 +267,7 @@ class Experiment:
     init_from: str = ""
     init_hints: dict[str, Any] = dataclasses.field(default_factory=dict)
     init_allow: tuple[str, ...] = ()
+    resume: str = ""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     deterministic: bool = False
     profile: str = ""
@@ -283,6 +289,11 @@ class Experiment:
             )
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise InputError(f"ema_decay is {self.ema_decay} but must be between 0 and 1")
+        if self.init_from and self.resume:
+            raise InputError(
+                "init_from and resume are both set: resume takes parameters and all else from a "
+                "run; leave init_from empty"
+            )
         for name, evaluator in self.evaluators.items():
             if name == "train" or "/" in name:
                 raise InputError(

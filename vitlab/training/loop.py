@@ -16,12 +16,12 @@ from rich.console import Console
 
 from vitlab import checkpoints, distributed
 from vitlab.errors import DivergedError, StoppedError
-from vitlab.training import footprint, lock, parallelism, report
+from vitlab.training import continuing, footprint, lock, parallelism, report
 from vitlab.training.alarms import COLLAPSED
 from vitlab.training.evaluator import Evaluator, FeatureEvaluator
 from vitlab.training.feeding import FromDevice, FromHost
 from vitlab.training.journal import Journal
-from vitlab.training.memory import Best, Memory
+from vitlab.training.memory import Memory
 from vitlab.training.profiling import Profile
 from vitlab.training.progress import Progress, clock, metrics_table
 from vitlab.training.setup import Setup
@@ -58,7 +58,7 @@ def train(
     setup = Setup(config)
     workdir = workdir or pathlib.Path("runs") / f"{name}-{setup.hash}"
     with lock.held(workdir):
-        finished = setup.claim(workdir)
+        finished = continuing.claim(setup, workdir)
         if finished:
             console.print(
                 f"{workdir} is finished at step {finished['step']}; nothing to do",
@@ -75,15 +75,7 @@ class _Run:
     ):
         self.setup, self.workdir, self.console, self.began = setup, workdir, console, began
         self.experiment = setup.experiment
-        self.memory = Memory(
-            classes=list(setup.classes) if setup.task.classes else [],
-            category_ids=list(getattr(setup.source, "category_ids", ())),
-            things=list(getattr(setup.source, "things", ())),
-            image_size=list(setup.image_size),
-            examples=len(setup.source),
-            best=Best(self.experiment.checkpoint.best),
-            patience=Best(self.experiment.early_stopping.metric),
-        )
+        self.memory = Memory.of(setup)
         self.evaluated_at: dict[str, int] = {}  # the step of an evaluator's last run
         self.undrawn: dict[str, tuple[Any, dict[str, np.ndarray]]] = {}  # its outputs since then
         self.drawn: dict[str, tuple[float, float]] = {}  # when, and how long it took
@@ -116,13 +108,21 @@ class _Run:
             self.log("deterministic: this run repeats to the bit, and takes longer for it")
         began = time.monotonic()
         directory = self.workdir / "checkpoints"
+        origin = None
         if not checkpoints.list_checkpoints(directory):
             setup.read_initial()
+            origin = continuing.origin(setup)
+            if origin:
+                self.memory.check_data(origin.meta(), self.experiment.resume)
         self.step_fn = footprint.compile_to_fit(setup, self.log)
         self.writer = checkpoints.Writer(directory, self.experiment.checkpoint.keep, self.log)
         restored = checkpoints.latest_intact(directory, setup.target, self.log)
         if restored:
             state, self.memory = restored[0], self.memory.restore(restored[1])
+        elif origin:
+            self.log(f"resume: all of {origin.path}; what differs in the config holds from here")
+            state = continuing.state_of(origin, setup)
+            self.memory.patience.step = origin.step
         else:
             state = setup.fresh_state(self.log)
         step = int(state.step)
@@ -135,7 +135,7 @@ class _Run:
         count = sum(x.size for x in jax.tree.leaves(state.params))
         self.log(
             f"{count:,} parameters; ready in {clock(time.monotonic() - began)}; "
-            f"{'going on from' if restored else 'starting at'} step {step}"
+            f"{'going on from' if restored or origin else 'starting at'} step {step}"
         )
         with self._signals():
             return self._train(state, step, step if restored else None)
@@ -156,6 +156,9 @@ class _Run:
             self.clock_from = time.monotonic() - self.memory.seconds
             self.throughput.reset()
             logged = step
+            if step and saved is None:  # config.resume, which later starts need no more
+                self._save(state, step)
+                saved = step
             if not self.memory.evaluated:
                 self._evaluate(state, step)
             done = self.memory.stopped or step >= setup.total

@@ -6,6 +6,7 @@ from typing import Any
 
 from vitlab.errors import InputError
 from vitlab.training.alarms import LossWatch
+from vitlab.training.setup import Setup
 
 LOWER_IS_BETTER = ("loss", "nll", "ece")
 
@@ -60,19 +61,39 @@ class Memory:
     loss: LossWatch = dataclasses.field(default_factory=LossWatch)
     alarms: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
+    @classmethod
+    def of(cls, setup: Setup) -> "Memory":
+        """Of a run that begins."""
+        return cls(
+            classes=list(setup.classes) if setup.task.classes else [],
+            category_ids=list(getattr(setup.source, "category_ids", ())),
+            things=list(getattr(setup.source, "things", ())),
+            image_size=list(setup.image_size),
+            examples=len(setup.source),
+            best=Best(setup.experiment.checkpoint.best),
+            patience=Best(setup.experiment.early_stopping.metric),
+        )
+
+    def check_data(self, meta: dict[str, Any], run: str, advice: str = "") -> None:
+        """That the data are those of the run that wrote a checkpoint's `meta.json`.
+
+        Raises:
+            InputError: they are not; it names that run, and gives advice.
+        """
+        for what in ("classes", "examples"):
+            if meta.get(what) != getattr(self, what):
+                raise InputError(
+                    f"config.data.source has changed since {run} began: {what} were "
+                    f"{_short(meta.get(what))} and are {_short(getattr(self, what))}{advice}"
+                )
+
     def restore(self, meta: dict[str, Any]) -> "Memory":
         """What a checkpoint's `meta.json` holds, for a run that begins with this memory.
 
         Raises:
             InputError: the data are not those of the run that wrote it.
         """
-        for what in ("classes", "examples"):
-            if meta[what] != getattr(self, what):
-                raise InputError(
-                    f"config.data.source has changed since this run began: {what} were "
-                    f"{_short(meta[what])} and are {_short(getattr(self, what))}; give another "
-                    "--workdir"
-                )
+        self.check_data(meta, "this run", "; give another --workdir")
         best = {key: Best(**meta[key]) for key in ("best", "patience")}
         if best["best"].metric != self.best.metric:  # this key may change between restarts
             best["best"] = self.best

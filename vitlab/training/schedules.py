@@ -29,7 +29,8 @@ class ScheduleConfig:
             Transformers", Zhai et al. 2022); `stair` multiplies by `decay_factor` at each of
             `decay_at`.
         warmup: linear from `start_factor`, a fraction of the peak.
-        cooldown: linear to 0 at the end, whatever the body.
+        cooldown: linear to 0 at the end, whatever the body. One run of `rsqrt` serves several
+            lengths: `config.resume` cools it down from any of its checkpoints.
         start_factor: see `warmup`.
         end_factor: what cosine, linear and poly end at, as a fraction of the peak.
         power: of poly.

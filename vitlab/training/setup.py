@@ -1,8 +1,6 @@
 """From a config to what a run needs: data, task, evaluators, optimizer, compiled step."""
 
 import functools
-import json
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vitlab import checkpoints, distributed
 from vitlab import config as config_lib
 from vitlab.data.masks import MaskSource
 from vitlab.data.pipeline import first_example
@@ -192,46 +189,6 @@ class Setup:
         whole = parallelism.replicated(self.mesh)
         return state.replace(totals=jax.device_put(self._zero_totals, whole))
 
-    def claim(self, workdir: pathlib.Path) -> dict[str, Any] | None:
-        """Makes a working directory (made already) this config's own; one where nothing ran yet
-        is free.
-
-        Returns:
-            The `result.json` of a run that is finished, or None.
-
-        Raises:
-            InputError: the directory belongs to another config, cannot be written, or its files
-                are damaged.
-        """
-        path = workdir / "config.json"
-        result = workdir / "result.json"
-        try:
-            began = (workdir / "metrics.jsonl").exists()
-            if began or checkpoints.list_checkpoints(workdir / "checkpoints"):
-                theirs = checkpoints.read_json(path)
-                differ = _differences(
-                    *(
-                        json.loads(config_lib.canonical(each, not_in_hash(each)))
-                        for each in (theirs, self.resolved)
-                    )
-                )
-                if differ:
-                    raise InputError(
-                        f"{workdir} belongs to another config: "
-                        f"{'; '.join(differ[:3])}. Give another --workdir"
-                    )
-            finished = checkpoints.read_json(result) if result.exists() else None
-            if finished is not None and "step" not in finished:
-                raise InputError(f"{result} is damaged: it lacks the key 'step'")
-            distributed.wait_for_all("the working directory is read")
-            if jax.process_index() == 0:
-                partial = workdir / ".config.json"
-                partial.write_text(json.dumps(self.resolved, indent=1) + "\n")
-                partial.replace(path)
-        except OSError as e:
-            raise InputError(f"--workdir {e.filename or workdir}: {e.strerror or e}") from e
-        return finished
-
     def _totals(self, shape: TrainState) -> Any:
         """Shapes of the metric sums that a step leaves in the state."""
 
@@ -378,13 +335,3 @@ _NOT_OF_THE_BACKBONE = (
     "num_classes", "pool", "norm_after_pool", "dropout", "drop_path", "drop_path_uniform",
     "patch_dropout", "rep_size", "head_init_std", "head_init_bias", "weight_init", "remat", "scan",
 )  # fmt: skip
-
-
-def _differences(theirs: Any, ours: Any, where: str = "config") -> list[str]:
-    """What differs between two nested dicts, as `config.a.b is 1 there and 2 here`."""
-    if isinstance(theirs, dict) and isinstance(ours, dict):
-        found = []
-        for key in sorted(theirs.keys() | ours.keys()):
-            found += _differences(theirs.get(key), ours.get(key), f"{where}.{key}")
-        return found
-    return [] if theirs == ours else [f"{where} is {theirs!r} there and {ours!r} here"]
