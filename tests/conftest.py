@@ -20,6 +20,14 @@ os.environ["JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES"] = "none"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 
+def pytest_configure(config):
+    """Nearly all that the short tests do is compile: without LLVM's optimizations, which change
+    rounding at most, they take two thirds of the time. The slow ones run what users run."""
+    if config.option.markexpr == "not slow":
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=0".strip()
+
+
 def pytest_collection_modifyitems(items):
     """The files of whole runs first: what is short fills the time until the last is done."""
     items.sort(key=lambda item: item.path.parent.name != "tests")

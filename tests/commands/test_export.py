@@ -63,19 +63,6 @@ def test_a_file_that_says_something_else_is_not_written(run, tmp_path, capsys, m
     assert out.exists()
 
 
-def test_files_that_it_did_not_write_stay(run, tmp_path, capsys):
-    out = tmp_path / "digits.safetensors"
-    command = ["export", run, "--format", "safetensors", "--unchecked", "--out", str(out)]
-    for name in (out, tmp_path / "digits.safetensors.json"):
-        name.write_text("mine")
-        assert main(command) == 2
-        assert f"{name} is there and this command did not write it" in capsys.readouterr().err
-        assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
-        name.unlink()
-    assert main(command) == 0
-    assert main(command) == 0
-
-
 def test_without_data_it_is_not_measured(tmp_path, capsys):
     run = write_run(tmp_path / "run", make("classification"), source="folder:nowhere")
     command = ["export", run, "--format", "safetensors"]

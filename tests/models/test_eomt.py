@@ -11,7 +11,7 @@ import pytest
 from flax.traverse_util import unflatten_dict
 
 from vitlab.errors import InputError
-from vitlab.models.eomt import EoMT, enlargements, mask_logits, masking, own_masks
+from vitlab.models.eomt import EoMT, Predict, enlargements, mask_logits, masking, own_masks
 from vitlab.models.resnet import ResNet
 from vitlab.models.vit import ViT
 
@@ -359,3 +359,19 @@ def test_masks_have_cells_of_four_pixels_but_for_small_and_odd_patches(patch, st
 def test_wrong_fields_are_named_in_one_line(fields, said):
     with pytest.raises(InputError, match=f"^[^\n]*{said}$"):
         EoMT(**{"backbone": ViT(**VIT), "num_classes": 3, "num_blocks": 2} | fields)
+
+
+def test_the_head_starts_as_the_authors_does():
+    """PyTorch's draw for linear layers and convolutions: uniform within 1 / sqrt(fan-in)."""
+    params = Predict(9, 16, jnp.float32).init(
+        jax.random.key(0), jnp.zeros((1, 2, 64)), jnp.zeros((1, 2, 2, 64)), None
+    )["params"]
+    kernels = {
+        name: np.asarray(each["kernel"]) for name, each in params.items() if "kernel" in each
+    }
+    fans = {"class": 64, "up_0_enlarge": 4 * 64, "up_0_depthwise": 9, "up_1_depthwise": 9}
+    fans |= {"up_1_enlarge": 4 * 64} | {f"mask_{i}": 64 for i in range(3)}
+    for name, fan in fans.items():
+        kernel, bound = kernels[name], fan**-0.5
+        assert 0.98 * bound < np.abs(kernel).max() <= bound, name
+        np.testing.assert_allclose(kernel.std(), bound / 3**0.5, rtol=0.06, err_msg=name)

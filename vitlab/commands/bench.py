@@ -8,7 +8,6 @@ from vitlab import config as config_lib
 from vitlab.commands.arguments import CONFIG, Given, Option, Verb
 from vitlab.commands.terminal import Output
 from vitlab.errors import InputError
-from vitlab.own_files import OwnFiles
 
 VERB = Verb(
     "bench",
@@ -75,9 +74,6 @@ def run(given: Given, output: Output) -> None:
     if out and (out.is_dir() or not out.parent.is_dir()):
         missing = "is a folder" if out.is_dir() else f"there is no folder {out.parent}"
         raise InputError(f"--out {out}: {missing}")
-    own = OwnFiles(out.parent, "bench") if out else None
-    if own:
-        own.check([out.name])
     if options["what"] == "inference" and options["data"] == "real":
         raise InputError("--data real is for --what train, which has an input to measure")
     if "against" in options:
@@ -98,5 +94,5 @@ def run(given: Given, output: Output) -> None:
     found["config"] = options["config"]
     found["overrides"] = dict(options.get("config.KEY", ()))
     output.document(found)
-    if own:
-        own.path(out.name).write_text(json.dumps(found, indent=1) + "\n")
+    if out:
+        out.write_text(json.dumps(found, indent=1) + "\n")

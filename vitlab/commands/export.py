@@ -13,7 +13,6 @@ import numpy as np
 from vitlab.commands.arguments import Argument, Given, Option, Verb
 from vitlab.commands.terminal import Output
 from vitlab.errors import InputError
-from vitlab.own_files import OwnFiles
 from vitlab.training.exit_codes import failed
 
 _TOLERANCE = 0.1
@@ -97,8 +96,6 @@ def run(given: Given, output: Output) -> int:
     out = pathlib.Path(options.get("out", workdir / "export" / f"model.{to}")).expanduser()
     if out.is_dir():
         raise InputError(f"--out {out} is a folder: name a file, such as {out}/model.{to}")
-    own = OwnFiles(out.parent, "export")
-    own.check([out.name, f"{out.name}.json"])
     measured = None if "unchecked" in options else _measured(path, options)
     size = model.image_size or (measured and measured.evaluator.split.first["image"].shape[1:3])
     if not size:
@@ -134,10 +131,10 @@ def run(given: Given, output: Output) -> int:
                 f"(--tolerance {math.ceil(10 * points) / 10} allows it; more images tell more)",
                 1,
             )
-        unfinished.replace(own.path(out.name))
+        unfinished.replace(out)
     finally:
         unfinished.unlink(missing_ok=True)
-    own.path(f"{out.name}.json").write_text(json.dumps(about, indent=1) + "\n")
+    out.with_name(f"{out.name}.json").write_text(json.dumps(about, indent=1) + "\n")
     output.document({"path": str(out), **about})
     output.text(f"{out}, {out.stat().st_size / 2**20:.1f} MiB; {out}.json says what is in it")
     return 0

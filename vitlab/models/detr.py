@@ -17,15 +17,12 @@ from einops import rearrange
 from jax import Array
 
 from vitlab.errors import InputError
-from vitlab.models.transformer import XAVIER_QKV, Attention, Dense, LayerNorm, Mlp
+from vitlab.models.transformer import TORCH, XAVIER_QKV, Attention, Dense, LayerNorm, Mlp
 from vitlab.ops.dropout import dropout
 from vitlab.ops.keys import row_keys, split_each
 from vitlab.ops.padding import content_mask
 from vitlab.ops.positions import sine_positions
 from vitlab.ops.windows import pad_to_multiple
-
-# What PyTorch draws a linear layer's kernel from.
-TORCH = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class Boxes(NamedTuple):

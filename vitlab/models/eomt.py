@@ -5,7 +5,8 @@ is, or of none, and the product of its embedding with the upscaled patches is it
 semantic, instance and panoptic segmentation. In training a query first attends, in those blocks, to
 the patches of its own mask alone, as predicted before the block; how often it does falls to never
 over the run, one block after the other, so that nothing of it is left when the model is used.
-Numbers and the order of the layers are those of github.com/tue-mps/eomt.
+Numbers, the order of the layers and the initial kernels of the head are those of
+github.com/tue-mps/eomt.
 """
 
 from functools import partial
@@ -18,7 +19,7 @@ from einops import rearrange
 from jax import Array
 
 from vitlab.errors import InputError
-from vitlab.models.transformer import Dense, LayerNorm
+from vitlab.models.transformer import TORCH, Dense, LayerNorm
 from vitlab.models.vit import ViT
 from vitlab.ops.activations import gelu
 from vitlab.ops.convolution import depthwise, doubled
@@ -184,10 +185,11 @@ class Predict(nn.Module):
         i32[batch, 2], height and width in pixels of what is no padding, or None."""
         width = queries.shape[-1]
         float32 = jnp.promote_types(self.dtype, jnp.float32)
-        logits = Dense(self.num_classes + 1, dtype=float32, name="class")(queries.astype(float32))
+        dense = partial(Dense, kernel_init=TORCH)
+        logits = dense(self.num_classes + 1, dtype=float32, name="class")(queries.astype(float32))
         x = queries
         for i in range(3):
-            x = Dense(width, dtype=self.dtype, name=f"mask_{i}")(x)
+            x = dense(width, dtype=self.dtype, name=f"mask_{i}")(x)
             x = gelu(x) if i < 2 else x
         norm = partial(LayerNorm, 1e-6, dtype=self.dtype)
         for i in range(enlargements(self.patch_size)):
@@ -235,7 +237,7 @@ class Doubling(nn.Module):
     def __call__(self, x: Array) -> Array:
         """x: f[batch, rows, columns, width] -> f[batch, 2 rows, 2 columns, width]."""
         width = x.shape[-1]
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (2, 2, width, width))
+        kernel = self.param("kernel", TORCH, (2, 2, width, width))
         bias = self.param("bias", nn.initializers.zeros, (width,))
         return doubled(x, kernel.astype(self.dtype)) + bias.astype(self.dtype)
 
@@ -248,8 +250,7 @@ class Depthwise(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """x: f[batch, rows, columns, width] -> the same."""
-        shape = (3, 3, 1, x.shape[-1])
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        kernel = self.param("kernel", TORCH, (3, 3, 1, x.shape[-1]))
         return depthwise(x, kernel.astype(self.dtype))
 
 

@@ -25,6 +25,8 @@ INSPECTED = "intermediates"  # the collection of what is to be looked at, not le
 XAVIER = nn.initializers.xavier_uniform()
 # MAE draws query, key and value as one [width, 3 width] kernel.
 XAVIER_QKV = nn.initializers.variance_scaling(0.5, "fan_avg", "uniform")
+# What PyTorch draws the kernel of a linear layer or of a convolution from.
+TORCH = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class Dense(nn.Dense):
