@@ -3,8 +3,8 @@
     python -m vitlab.main --config configs/eomt_digit_scenes.py
 
 Reached an AP50 of masks of 0.788, 0.723 and 0.771, a PQ of 0.552, 0.506 and 0.550 and an mIoU of
-0.687, 0.658 and 0.685 on the 1,000 scenes for testing in three runs, the first in 15:14 on two cores of an
-AMD EPYC (`experiments/segmentation`).
+0.687, 0.658 and 0.685 on the 1,000 scenes for testing in three runs, the first in 15:14 on two
+cores of an AMD EPYC (`experiments/segmentation`).
 """
 
 import ml_collections
