@@ -14,7 +14,13 @@ from vitlab.data.decode import image_size
 from vitlab.data.splits import INSTEAD, resolve, split_names
 from vitlab.errors import InputError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif")
+# Those that ImageFolder of torchvision reads, and .jfif, .gif and .pbm.
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+IMAGE_SUFFIXES += (".ppm", ".pgm", ".pbm")
+_SHOWN = 6  # Suffixes of other files; the rest are counted.
+
+# Of each folder, how many files below it are not read as images, by suffix.
+OtherFiles = dict[str, dict[str, int]]
 
 
 class FolderSource:
@@ -30,6 +36,8 @@ class FolderSource:
 
     The order of the examples is that of a hash of their relative paths: fixed, independent of the
     file system, and mixed, so that `train[:90%]` holds nine tenths of every class.
+
+    `other_files` tells what else lies in the folders, see `OtherFiles`.
     """
 
     def __init__(self, path: str, split: str):
@@ -46,6 +54,8 @@ class FolderSource:
         wanted = dict.fromkeys(split_names(split))
         for name in wanted:
             if name not in splits:
+                if next(image_files(root), None) is None:
+                    raise InputError(f"folder {root} {no_image(root)}")
                 kind = "has" if splits.keys() == folders.keys() else "holds classes, so has only"
                 spare = [each for each in hold if not hold[each]]
                 hint = f"; {INSTEAD}" if list(splits) == ["train"] else ""
@@ -60,8 +70,8 @@ class FolderSource:
                 )
         classes = splits.get("train") or {c: None for each in splits.values() for c in each}
         self.class_names = tuple(sorted(classes))
+        self.other_files: OtherFiles = {}
         files = {name: self._files(splits[name], folders, name) for name in wanted}
-        self._folders = [os.fspath(each) for name in wanted for each in splits[name].values()]
         sizes = {name: len(found) for name, found in files.items()}
         self.ranges = resolve(split, sizes, f"folder:{root}")
         examples = [x for name, start, stop in self.ranges for x in files[name][start:stop]]
@@ -74,10 +84,9 @@ class FolderSource:
         for name, folder in classes.items():
             if name not in self.class_names:
                 raise InputError(f"folder {folder}: the split train has no class {name!r}")
-            found = list(image_files(folder))
+            found, self.other_files[os.fspath(folder)] = _told_apart(folder)
             if not found:
-                kinds = ", ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
-                raise InputError(f"class folder {folder} holds no image ({kinds}): remove it")
+                raise InputError(f"class folder {folder} {no_image(folder)}: remove it")
             label = self.class_names.index(name)
             place = os.path.relpath(folder, self._root)
             for path in found:
@@ -96,10 +105,6 @@ class FolderSource:
     def describe(self, index: int) -> str:
         return os.path.join(self._root, self._paths[index])
 
-    def other_files(self) -> dict[str, int]:
-        """How many files in the folders of the splits' classes it does not read, by suffix."""
-        return other_files(self._folders)
-
 
 class ImagesSource:
     """All image files below a folder, without labels, to pretrain on. In an order as of
@@ -112,10 +117,11 @@ class ImagesSource:
         if not root.is_dir():
             raise InputError(f"images {root} does not exist or is not a folder")
         self._root = os.fspath(root)
-        found = sorted(image_files(root), key=place_in_order)
-        if not found:
-            kinds = ", ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
-            raise InputError(f"images {root} holds no image ({kinds})")
+        images, others = _told_apart(root)
+        self.other_files = {self._root: others}
+        if not images:
+            raise InputError(f"images {root} {no_image(root)}")
+        found = sorted(images, key=place_in_order)
         for name in split_names(split):
             if name != "train":
                 raise InputError(
@@ -132,10 +138,6 @@ class ImagesSource:
 
     def describe(self, index: int) -> str:
         return os.path.join(self._root, self._paths[index])
-
-    def other_files(self) -> dict[str, int]:
-        """How many files it does not read, by suffix."""
-        return other_files([self._root])
 
 
 def place_in_order(path: str) -> bytes:
@@ -232,11 +234,46 @@ def image_files(folder: epath.Path) -> Iterator[str]:
     return (name for name in _files(folder) if name.lower().endswith(IMAGE_SUFFIXES))
 
 
-def other_files(folders: Iterable[str]) -> dict[str, int]:
-    """How many files below these folders are not read as images, by suffix."""
-    names = (name for folder in folders for name in _files(epath.Path(folder)))
-    counts = Counter(os.path.splitext(name)[1].lower() or "no suffix" for name in names)
-    return {suffix: n for suffix, n in sorted(counts.items()) if suffix not in IMAGE_SUFFIXES}
+def no_image(folder: epath.Path) -> str:
+    """That there is none in a folder, for an error, and what there is instead."""
+    others = _counted(_told_apart(folder)[1])
+    kinds = ", ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
+    return f"holds no image ({kinds})" + (f" but {others}" if others else "")
+
+
+def left_out(sources: Iterable[Any]) -> str:
+    """A line on the files that sources of folders do not read as images; "" if they do all."""
+    found: OtherFiles = {}
+    for source in sources:
+        found |= getattr(source, "other_files", {})
+    counts = suffixes(found)
+    total = sum(counts.values())
+    what = "file is" if total == 1 else "files are"
+    return f"{total:,} {what} not read as images: {_counted(counts)}" if total else ""
+
+
+def suffixes(found: OtherFiles) -> dict[str, int]:
+    """How many files there are of each suffix, of all folders together."""
+    counts = sum(map(Counter, found.values()), Counter())
+    return dict(sorted(counts.items()))
+
+
+def _counted(found: dict[str, int]) -> str:
+    """Such as `3 .heic, 1 .txt`, the most first."""
+    most = sorted(found.items(), key=lambda item: (-item[1], item[0]))
+    more = [f"{sum(n for _, n in most[_SHOWN:])} of others"] if len(most) > _SHOWN else []
+    return ", ".join([f"{n} {suffix}" for suffix, n in most[:_SHOWN]] + more)
+
+
+def _told_apart(folder: epath.Path) -> tuple[list[str], dict[str, int]]:
+    """`image_files`, and how many others there are of each suffix."""
+    images, others = [], Counter()
+    for name in _files(folder):
+        if name.lower().endswith(IMAGE_SUFFIXES):
+            images.append(name)
+        else:
+            others[os.path.splitext(name)[1].lower() or "no suffix"] += 1
+    return images, dict(others)
 
 
 def _files(folder: epath.Path) -> Iterator[str]:

@@ -15,6 +15,7 @@ import numpy as np
 from rich.console import Console
 
 from vitlab import checkpoints, distributed
+from vitlab.data.folders import left_out
 from vitlab.errors import DivergedError, StoppedError
 from vitlab.training import footprint, lock, parallelism, report
 from vitlab.training.alarms import COLLAPSED
@@ -105,6 +106,9 @@ class _Run:
             f"working directory {self.workdir}; {len(devices)} x {devices[0].device_kind}; "
             f"{len(setup.source):,} examples, {setup.total:,} steps"
         )
+        splits = (split for each in setup.evaluators for split in each.splits)
+        if others := left_out(each.source for each in (setup, *splits)):
+            self.log(others)
         if notes := getattr(setup.source, "notes", ()):
             self.log(
                 f"{len(notes)} annotations are odd, such as {notes[0]}; "
