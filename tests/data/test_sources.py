@@ -216,6 +216,31 @@ def test_a_class_whose_folder_holds_no_image_is_named(tmp_path, write_image, dee
         open_source(f"folder:{tmp_path}", "train")
 
 
+@pytest.mark.parametrize("splits", [("train",), ("train", "val"), ("photos",)])
+def test_a_stray_image_beside_the_classes_makes_no_class_of_a_split(tmp_path, write_image, splits):
+    for split in splits:
+        for name in ("cat", "dog"):
+            write_image(tmp_path / split / name / "a.png")
+        write_image(tmp_path / split / "overview.png")
+    with pytest.raises(InputError) as error:
+        open_source(f"folder:{tmp_path}", "train")
+    assert str(error.value) == (
+        f"folder {tmp_path}/{splits[0]} holds images, such as overview.png, and folders of images, "
+        f"such as cat: if these are the classes, remove the images beside them; if {splits[0]} is "
+        "a class, put them all in one folder"
+    )
+    (tmp_path / splits[0] / "overview.png").unlink()
+    assert open_source(f"folder:{tmp_path}", splits[0]).class_names == ("cat", "dog")
+
+
+def test_classes_may_have_images_in_folders_of_their_own(tmp_path, write_image):
+    for name in ("cat", "train"):
+        write_image(tmp_path / name / "a.png")
+        write_image(tmp_path / name / "deep" / "b.png")
+    source = open_source(f"folder:{tmp_path}", "train")
+    assert (source.class_names, len(source)) == (("cat", "train"), 4)
+
+
 def test_links_to_folders_are_followed_and_each_folder_is_read_once(tmp_path, write_image):
     write_image(tmp_path / "disk" / "a.png")
     write_image(tmp_path / "set" / "cat" / "deep" / "b.png")

@@ -17,6 +17,7 @@ from vitlab.errors import InputError
 # Those that ImageFolder of torchvision reads, and .jfif, .gif and .pbm.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 IMAGE_SUFFIXES += (".ppm", ".pgm", ".pbm")
+_SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
 _SHOWN = 6  # Suffixes of other files; the rest are counted.
 
 # Of each folder, how many files below it are not read as images, by suffix.
@@ -27,12 +28,13 @@ class FolderSource:
     """Image files in one folder per class; an example's image is the encoded bytes of its file.
 
     Where every folder in PATH holds images itself, these are the classes and all of them together
-    are the split "train". Otherwise the folders in PATH are the splits and the folders in each of
-    them the classes; files may lie deeper, and links to folders are followed. Labels are the places
-    of the class names in sorted order, and the class names are those of the split "train" where
-    there is one, else those of all splits together, so a label means the same in every split: a
-    split may lack a class, but may not have one more. Names that begin with "." or "__" are left
-    out.
+    are the split "train"; one alone, or folders with names of splits, may not hold folders of
+    images besides, as splits with a stray image do. Otherwise the folders in PATH are the splits
+    and the folders in each of them the classes; files may lie deeper, and links to folders are
+    followed. Labels are the places of the class names in sorted order, and the class names are
+    those of the split "train" where there is one, else those of all splits together, so a label
+    means the same in every split: a split may lack a class, but may not have one more. Names that
+    begin with "." or "__" are left out.
 
     The order of the examples is that of a hash of their relative paths: fixed, independent of the
     file system, and mixed, so that `train[:90%]` holds nine tenths of every class.
@@ -47,6 +49,7 @@ class FolderSource:
             raise InputError(f"folder {root} holds no folder of images, one a class is expected")
         hold = {name: holds_images(folder) for name, folder in folders.items()}
         if all(hold.values()):
+            _check_classes(folders)
             splits = {"train": folders}
         else:
             splits = {name: subfolders(folder) for name, folder in folders.items()}
@@ -140,6 +143,21 @@ class ImagesSource:
         return os.path.join(self._root, self._paths[index])
 
 
+def _check_classes(folders: dict[str, epath.Path]) -> None:
+    """That folders that hold images themselves are no splits with images beside their classes."""
+    if len(folders) > 1 and not folders.keys() <= _SPLITS:
+        return
+    for name, folder in folders.items():
+        inner = [each for each, path in subfolders(folder).items() if any(image_files(path))]
+        if inner:
+            stray = next(path.name for path in _entries(folder) if _is_image(path))
+            raise InputError(
+                f"folder {folder} holds images, such as {stray}, and folders of images, such as "
+                f"{inner[0]}: if these are the classes, remove the images beside them; if {name} "
+                f"is a class, put them all in one folder"
+            )
+
+
 def place_in_order(path: str) -> bytes:
     """A hash of a relative path, by which files are sorted."""
     return hashlib.blake2b(path.encode("utf-8", "surrogateescape"), digest_size=16).digest()
@@ -213,7 +231,11 @@ def subfolders(folder: epath.Path) -> dict[str, epath.Path]:
 
 def holds_images(folder: epath.Path) -> bool:
     """Whether an image file lies in the folder itself; an InputError if it cannot be read."""
-    return any(path.suffix.lower() in IMAGE_SUFFIXES for path in _entries(folder))
+    return any(map(_is_image, _entries(folder)))
+
+
+def _is_image(path: epath.Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES
 
 
 def names_in(folder: epath.Path, suffixes: tuple[str, ...]) -> list[str]:
