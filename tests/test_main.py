@@ -271,12 +271,27 @@ def test_a_run_that_cannot_fit_is_told_what_would(tmp_path, capsys, monkeypatch)
 
 
 @pytest.mark.slow
-def test_images_are_stored_smaller_before_the_first_step(tmp_path, monkeypatch, capsys):
+def test_a_folder_of_tiff_is_stored_smaller_and_other_files_are_named(
+    tmp_path, monkeypatch, capsys
+):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    smaller = {"data__presize": 6}
-    smaller["data__preprocess"] = "decode(channels=1)|resize(8)|value_range(-1,1)"
-    assert main(arguments(tmp_path / "run", **smaller)) == 0
+    for name in ("train/cat", "train/dog", "val/cat", "val/dog"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(4):
+            pixels = np.random.default_rng(i).integers(0, 256, (8, 8), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "data" / name / f"{i}.tif")
+    (tmp_path / "data" / "train" / "cat" / "5.heic").touch()
+    for name in ("train/notes.txt", "train/dog/notes.txt", "val/dog/4.HEIC"):
+        (tmp_path / "data" / name).touch()
+    flags = arguments(
+        tmp_path / "run", data__source=f"folder:{tmp_path / 'data'}", data__presize=6,
+        data__preprocess="decode(channels=1)|resize(8)|value_range(-1,1)", batch_size=8,
+        total_steps=2, schedule__warmup_steps=1, evaluators__test__split="val",
+    )  # fmt: skip
+    assert main(flags) == 0
     out = capsys.readouterr().out
+    assert "; 8 examples, 2 steps\n" in out
+    assert "\n3 files are not read as images: 2 .heic, 1 .txt\n" in out
     stored = out.index(f"presize: storing images of 6 pixels in {tmp_path}/vitlab/presized/6px-")
     assert stored < out.index("starting at step 0")
 

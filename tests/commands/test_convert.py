@@ -119,6 +119,23 @@ def test_a_backbone_out_of_a_run_whose_preprocessing_nobody_else_has(tmp_path, c
         assert "note: preprocessing is not known" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("task", ["classification", "detection"])
+def test_an_exported_model_as_its_run(tmp_path, capsys, task):
+    from vitlab.deploy.model import save_model
+
+    model, file = make(task), str(tmp_path / "model.safetensors")
+    save_model(model, file)
+    written = []
+    for name in (file, write_run(tmp_path / "run", model)):
+        written.append(tmp_path / f"timm_{len(written)}")
+        assert main(["convert", name, str(written[-1]), "--to", "timm"]) == 0
+        said = capsys.readouterr().out.replace(name, "it").replace(str(written[-1]), "there")
+        written[-1] = (said, (written[-1] / "model.safetensors").read_bytes())
+    assert written[0] == written[1]
+    assert main(["convert", "--inspect", file]) == 0
+    assert "vitlab: a model that vitlab export wrote" in capsys.readouterr().out
+
+
 def test_a_pickle_in_disguise_runs_nothing(capsys, tmp_path):
     touched = tmp_path / "touched"
     program = b"cos\nsystem\n(S'touch " + str(touched).encode() + b"'\ntR."

@@ -116,11 +116,11 @@ def test_check_of_whole_images(tmp_path, capsys):
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     expected = ["images 3", "image sizes 6 x 4", "of each class images", "cat 2", "dog 1"]
     assert lines == [*expected, "", "nothing is broken"]
-    for name in ("a.tif", "b.TIF", "notes"):
+    for name in ("a.svg", "b.SVG", "notes"):
         (tmp_path / "dog" / name).write_bytes(b"")
     assert vitlab(["data", "check", f"folder:{tmp_path}"]) == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert lines[2:5] == ["other files are not read", ".tif 2", "no suffix 1"]
+    assert lines[2:5] == ["other files are not read", ".svg 2", "no suffix 1"]
     assert vitlab(["data", "check", f"images:{tmp_path}"]) == 0
     assert "of each class" not in capsys.readouterr().out
     (tmp_path / "dog" / "c.png").write_bytes(b"")
@@ -197,7 +197,7 @@ def test_check_lists_broken_masks(masks, capsys):
     at = lines.index("masks that cannot be used: 3")
     found = sorted(line.removeprefix(f"{masks}/masks/") for line in lines[at + 1 : at + 4])
     assert found == [
-        "a.png: the image (7 bytes) is not a PNG",
+        "a.png: the image (7 bytes) is not a PNG or TIFF",
         f"b.png: is 4 x 2 but its image {masks}/images/b.jpg is 4 x 1",
         "c.png: has ids that are of no class and not void: 7 (4 pixels); ?ignore=ID makes one void",
     ]

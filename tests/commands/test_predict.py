@@ -106,8 +106,8 @@ def test_broken_images_are_told_and_the_others_are_done(runs, photos, tmp_path, 
     said = capsys.readouterr()
     errors = said.err.splitlines()
     assert [line for line in errors if "text.jpg" in line] == [
-        f"vitlab: broken: {photos}/text.jpg: the image (8 bytes) is not a JPEG, PNG, WebP, BMP or "
-        "GIF"
+        f"vitlab: broken: {photos}/text.jpg: the image (8 bytes) is not a JPEG, PNG, WebP, BMP, "
+        "GIF, TIFF or PPM"
     ]
     assert any("cut.png" in line and "damaged or cut short" in line for line in errors)
     assert errors[-1] == "vitlab: 2 of 5 images are broken"

@@ -31,7 +31,19 @@ def colors():
 
 
 @pytest.mark.parametrize(
-    ("kind", "options"), [("PNG", {}), ("BMP", {}), ("GIF", {}), ("WEBP", {"lossless": True})]
+    ("kind", "options"),
+    [
+        ("PNG", {}),
+        ("BMP", {}),
+        ("GIF", {}),
+        ("WEBP", {"lossless": True}),
+        ("PPM", {}),
+        ("TIFF", {}),
+        ("TIFF", {"big_tiff": True}),
+        ("TIFF", {"compression": "tiff_lzw", "tiffinfo": {317: 2}}),  # differences of neighbours
+        ("TIFF", {"compression": "tiff_deflate"}),
+        ("TIFF", {"compression": "packbits"}),
+    ],
 )
 def test_lossless_formats_give_their_pixels(colors, kind, options):
     decoded = decode(encode(Image.fromarray(colors), kind, **options))
@@ -46,9 +58,10 @@ def test_jpeg_of_a_ramp_is_close():
     assert np.abs(decoded.astype(int) - ramp).max() <= 3
 
 
-def test_animated_gif_gives_its_first_frame(colors):
+@pytest.mark.parametrize("kind", ["GIF", "TIFF"])
+def test_of_several_frames_the_first_is_given(colors, kind):
     first = Image.fromarray(colors)
-    data = encode(first, "GIF", save_all=True, append_images=[Image.fromarray(255 - colors)])
+    data = encode(first, kind, save_all=True, append_images=[Image.fromarray(255 - colors)])
     np.testing.assert_array_equal(decode(data), colors)
 
 
@@ -76,12 +89,14 @@ def test_grey_bilevel_and_cmyk():
     decoded = decode(encode(Image.fromarray(grey > 99), "PNG"))
     np.testing.assert_array_equal(decoded[..., 0], np.where(grey > 99, 255, 0))
     red = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
-    assert np.abs(decode(encode(red, "JPEG")).astype(int) - (255, 0, 0)).max() <= 2
+    for kind in ("JPEG", "TIFF"):
+        assert np.abs(decode(encode(red, kind)).astype(int) - (255, 0, 0)).max() <= 2
 
 
-def test_sixteen_bits_keep_the_upper_eight():
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+def test_sixteen_bits_keep_the_upper_eight(kind):
     deep = np.array([[0, 255, 256, 0x1234], [0x7FFF, 0x8000, 0xFEFF, 0xFFFF]], np.uint16)
-    decoded = decode(encode(Image.fromarray(deep), "PNG"), channels=1)
+    decoded = decode(encode(Image.fromarray(deep), kind), channels=1)
     np.testing.assert_array_equal(decoded[..., 0], [[0, 0, 1, 0x12], [0x7F, 0x80, 0xFE, 0xFF]])
 
 
@@ -109,8 +124,13 @@ def test_one_channel_is_the_luma_of_itu_r_601(colors):
 def test_exif_orientation_is_applied(colors, orientation, upright):
     exif = Image.Exif()
     exif[274] = orientation
-    data = encode(Image.fromarray(colors), "PNG", exif=exif)
-    np.testing.assert_array_equal(decode(data), upright(colors))
+    png = encode(Image.fromarray(colors), "PNG", exif=exif)
+    tiff = encode(Image.fromarray(colors), "TIFF", tiffinfo={274: orientation})
+    for data in (png, tiff):
+        whole = upright(colors)
+        np.testing.assert_array_equal(decode(data), whole)
+        np.testing.assert_array_equal(Picture(data)[1:4, 2:5], whole[1:4, 2:5])
+        assert image_size(data, "x") == whole.shape[1::-1]
 
 
 def test_damaged_exif_does_not_cost_the_image():
@@ -123,14 +143,17 @@ def test_an_array_passes_through():
     assert decode(array) is array
 
 
-@pytest.mark.parametrize("data", [b"", b"hello", b"\xff\xd8\xff\xe0", b"II*\0" + bytes(40)])
+@pytest.mark.parametrize("data", [b"", b"hello", b"\xff\xd8\xff\xe0", b"IIx\0" + bytes(40)])
 def test_what_is_no_image_is_refused(data):
     with pytest.raises(InputError) as error:
         decode(data)
-    assert str(error.value) == f"the image ({len(data)} bytes) is not a JPEG, PNG, WebP, BMP or GIF"
+    assert str(error.value) == (
+        f"the image ({len(data)} bytes) is not a JPEG, PNG, WebP, BMP, GIF, TIFF or PPM"
+    )
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP"])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "TIFF", "PPM"])
 def test_a_file_cut_short_is_refused(kind):
     noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     data = encode(Image.fromarray(noise), kind)
@@ -143,9 +166,23 @@ def test_a_file_cut_short_is_refused(kind):
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP"])
-def test_any_damage_gives_pixels_or_an_input_error(colors, kind):
-    data = encode(Image.fromarray(colors), kind)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("JPEG", {}),
+        ("PNG", {}),
+        ("GIF", {}),
+        ("WEBP", {}),
+        ("BMP", {}),
+        ("PPM", {}),
+        ("TIFF", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+        ("TIFF", {"compression": "jpeg"}),
+    ],
+)
+def test_any_damage_gives_pixels_or_an_input_error(colors, kind, options):
+    data = encode(Image.fromarray(colors), kind, **options)
     rng = np.random.default_rng(0)
     for _ in range(200):
         damaged = bytearray(data)

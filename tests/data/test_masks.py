@@ -240,11 +240,21 @@ def test_images_that_would_share_a_mask(write, tmp_path):
     refused("images/train: two images are named a, and cannot share a mask", f"{spec}?classes=a,b")
 
 
+def test_masks_and_images_in_tiff(write, tmp_path):
+    spec = f"{write('train/a', suffix='.tif')}?classes=a,b,c"
+    Image.fromarray(IDS).save(tmp_path / "masks" / "train" / "a.TIFF")
+    refused("masks/train: two masks are named a, and an image has one", spec)
+    (tmp_path / "masks" / "train" / "a.png").unlink()
+    assert only(spec)[1].semantic().tolist() == [[0, 1, 2], [2, -1, 1]]
+
+
 def test_no_images(write, tmp_path):
     write("train/a")
     for name in ("images/val", "masks/val"):
         (tmp_path / name).mkdir()
+    (tmp_path / "images" / "val" / "a.heic").touch()
     refused("images/val holds no image", f"masks:{tmp_path}?classes=a,b", "val")
+    refused("ppm, pgm, pbm) but 1 .heic", f"masks:{tmp_path}?classes=a,b", "val")
 
 
 def test_broken_masks(write, tmp_path):
@@ -253,7 +263,7 @@ def test_broken_masks(write, tmp_path):
     source = open_source(spec, "train")
     content = path.read_bytes()
     path.write_bytes(b"no mask")
-    refused(f"{path}: the image (7 bytes) is not a PNG", spec)
+    refused(f"{path}: the image (7 bytes) is not a PNG or TIFF", spec)
     path.write_bytes(content[:45])
     refused(f"{path}: the image (45 bytes) is damaged or cut short", spec)
     Image.new("RGB", (3, 2)).save(path)

@@ -189,7 +189,7 @@ def test_wrong_masks(write, tmp_path):
     Image.new("L", (3, 2)).save(path)
     refused(f"{path}: is grey or has a palette, but ids are in red, green and blue", spec)
     path.write_bytes(b"x")
-    refused(f"{path}: the image (1 bytes) is not a PNG", spec)
+    refused(f"{path}: the image (1 bytes) is not a PNG or TIFF", spec)
 
 
 def test_stuff_needs_no_box_and_void_may_be_all(write):

@@ -9,6 +9,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from vitlab.data.embedded import EmbeddedBuilder, png
+from vitlab.data.folders import suffixes
 from vitlab.data.sources import open_source
 from vitlab.data.splits import resolve, split_names
 from vitlab.errors import InputError
@@ -121,7 +122,11 @@ def animals(tmp_path, write_image):
     write_image(tmp_path / "train" / "dog" / "a.JPG")
     write_image(tmp_path / "train" / "dog" / "deep" / "b.png", "L")
     write_image(tmp_path / "train" / "cat" / "c.Png", "P")
+    write_image(tmp_path / "train" / "cat" / "f.TIF")
+    write_image(tmp_path / "train" / "dog" / "g.tiff", "CMYK")
     write_image(tmp_path / "test" / "dog" / "d.bmp")
+    for name in ("h.ppm", "i.pgm", "j.pbm"):
+        write_image(tmp_path / "test" / "dog" / name, {"p": "RGB", "g": "L", "b": "1"}[name[3]])
     write_image(tmp_path / "test" / "dog" / "e.webp")
     (tmp_path / "train" / "dog" / "notes.txt").write_text("no image")
     (tmp_path / ".cache").mkdir()
@@ -134,9 +139,15 @@ def test_folder_reads_every_kind_of_image(animals, decode):
     assert train.class_names == test.class_names == ("cat", "dog")
     places = [name.removeprefix(str(animals)) for name in names(train)]
     found = dict(zip(places, labels(train), strict=True))
-    assert found == {"/train/dog/a.JPG": 1, "/train/dog/deep/b.png": 1, "/train/cat/c.Png": 0}
+    assert found == {
+        "/train/dog/a.JPG": 1,
+        "/train/dog/deep/b.png": 1,
+        "/train/dog/g.tiff": 1,
+        "/train/cat/c.Png": 0,
+        "/train/cat/f.TIF": 0,
+    }
     # A split that lacks a class still counts the others as the training split does.
-    assert labels(test) == [1, 1]
+    assert labels(test) == [1, 1, 1, 1, 1]
     rng = np.random.default_rng(0)
     for source in (train, test):
         for i in range(len(source)):
@@ -179,8 +190,16 @@ def test_folder_errors(animals, write_image):
     fails("has the split test, train: 'val' does not exist", "val")
     fails("holds classes, so has only the split train: 'test' does", "test", animals / "test")
     (animals / "train" / "emu").mkdir()
-    fails(r"class folder .*/train/emu holds no image \(jpg, jpeg, jfif, png, webp, bmp, gif\)")
-    (animals / "train" / "emu").rmdir()
+    none = r"holds no image \(jpg, jpeg, jfif, png, webp, bmp, gif, tif, tiff, ppm, pgm, pbm\)"
+    fails(f"class folder .*/train/emu {none}: remove it")
+    for name in ("a.heic", "b.HEIC", "c.svg", "README"):
+        (animals / "train" / "emu" / name).touch()
+    there = "2 .heic, 1 .svg, 1 no suffix"
+    fails(f"class folder .*/train/emu {none} but {there}: remove it")
+    (animals / "emus").mkdir()
+    (animals / "train" / "emu").rename(animals / "emus" / "emu")
+    fails(f"folder .*/emus {none} but {there}", path=animals / "emus")
+    shutil.rmtree(animals / "emus")
     write_image(animals / "test" / "fox" / "f.png")
     fails("test/fox: the split train has no class 'fox'", "test")
 
@@ -195,6 +214,31 @@ def test_a_class_whose_folder_holds_no_image_is_named(tmp_path, write_image, dee
     said = "if its folders are classes, .* hold no image themselves .*: bird$"
     with pytest.raises(InputError, match=said):
         open_source(f"folder:{tmp_path}", "train")
+
+
+@pytest.mark.parametrize("splits", [("train",), ("train", "val"), ("photos",)])
+def test_a_stray_image_beside_the_classes_makes_no_class_of_a_split(tmp_path, write_image, splits):
+    for split in splits:
+        for name in ("cat", "dog"):
+            write_image(tmp_path / split / name / "a.png")
+        write_image(tmp_path / split / "overview.png")
+    with pytest.raises(InputError) as error:
+        open_source(f"folder:{tmp_path}", "train")
+    assert str(error.value) == (
+        f"folder {tmp_path}/{splits[0]} holds images, such as overview.png, and folders of images, "
+        f"such as cat: if these are the classes, remove the images beside them; if {splits[0]} is "
+        "a class, put them all in one folder"
+    )
+    (tmp_path / splits[0] / "overview.png").unlink()
+    assert open_source(f"folder:{tmp_path}", splits[0]).class_names == ("cat", "dog")
+
+
+def test_classes_may_have_images_in_folders_of_their_own(tmp_path, write_image):
+    for name in ("cat", "train"):
+        write_image(tmp_path / name / "a.png")
+        write_image(tmp_path / name / "deep" / "b.png")
+    source = open_source(f"folder:{tmp_path}", "train")
+    assert (source.class_names, len(source)) == (("cat", "train"), 4)
 
 
 def test_links_to_folders_are_followed_and_each_folder_is_read_once(tmp_path, write_image):
@@ -222,7 +266,7 @@ def test_links_to_folders_are_followed_and_each_folder_is_read_once(tmp_path, wr
         "dog/d.png",
         "emu/a.png",
     ]
-    assert source.other_files() == {"no suffix": 1}  # The link that leads nowhere.
+    assert suffixes(source.other_files) == {"no suffix": 1}  # The link that leads nowhere.
 
 
 def test_folder_file_that_vanished(animals):

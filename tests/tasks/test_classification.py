@@ -56,6 +56,12 @@ def test_logits_are_float32_in_bfloat16_too(model):
     assert stages["pre_logits"].dtype == jnp.bfloat16
 
 
+@pytest.mark.parametrize("head", [{}, {"num_classes": 5}])
+def test_one_class_alone_is_refused(head):
+    with pytest.raises(InputError, match="has one class alone, 'photos': classification tells two"):
+        Classification.from_config(MODEL | head, {}, {}, ("photos",), jnp.float32)
+
+
 def test_padding_changes_no_loss_and_no_metric(task, variables):
     rows = batch()
     params = variables["params"]

@@ -18,8 +18,8 @@ VERB = Verb(
         Argument(
             "SOURCE",
             "a safetensors, npz or .pth file, a folder with model.safetensors, hf:OWNER/NAME, "
-            "part of an npz (siglip.npz:img), or a working directory, of whose model the backbone "
-            "is taken",
+            "part of an npz (siglip.npz:img), or a working directory or a file of vitlab export "
+            "--format safetensors, of whose model the backbone is taken",
             path="file",
             optional=True,
         ),
@@ -137,6 +137,7 @@ def card_text(loaded: Any, name: str) -> str:
 
     known = card(loaded, name)
     titles = {form.name: form.title for form in FORMATS}
+    titles["vitlab"] = "a model that vitlab export wrote"
     preprocessing = known["preprocessing"] or "not known"
     if known["preprocessing"] and not known["preprocessing_stated"]:
         preprocessing += ", which no file says"
@@ -168,13 +169,14 @@ def described(module: Any) -> str:
 
 
 def _read(name: str, hints: dict[str, Any]) -> Any:
-    """Published weights, or the backbone of a run's model."""
+    """Published weights, or the backbone of a run's model, or of an exported one."""
     from vitlab import checkpoints
     from vitlab.weights.hub import is_published
     from vitlab.weights.loading import load
 
     if is_published(name):
-        return load(name, **hints)
+        loaded = load(name, **hints)
+        return _backbone_of(loaded) if loaded.format == "vitlab" else loaded
     checkpoints.locate(name)
     if hints:
         raise InputError(f"{name} is a run, which takes no --{next(iter(hints))}")
@@ -188,10 +190,7 @@ def _of_run(name: str) -> Any:
     from vitlab.weights.loading import Loaded
 
     trained = load_trained(name)
-    module, variables = trained.task.model, trained.ema or trained.variables
-    if hasattr(module, "backbone"):
-        module = module.backbone
-        variables = {key: tree["backbone"] for key, tree in variables.items() if "backbone" in tree}
+    module, variables = _inner(trained.task.model, trained.ema or trained.variables)
     # That of training cuts and distorts at random.
     evaluators = trained.experiment.evaluators.values()
     preprocess = next((e.preprocess for e in evaluators), "")
@@ -208,6 +207,27 @@ def _of_run(name: str) -> Any:
     classes = trained.classes if getattr(module, "num_classes", None) else ()
     stated = bool(preprocess)
     return Loaded(module, variables, preprocess, report, "run", size, stated, classes, "")
+
+
+def _backbone_of(loaded: Any) -> Any:
+    """Of a model around a backbone the backbone, without the preprocessing of the whole."""
+    from vitlab.weights.filling import LoadReport, names_of
+
+    module, variables = _inner(loaded.module, loaded.variables)
+    if module is loaded.module:
+        return loaded
+    report = LoadReport(tuple(names_of(variables)), (), {}, ())
+    return dataclasses.replace(
+        loaded, module=module, variables=variables, preprocessing="", report=report, classes=()
+    )
+
+
+def _inner(module: Any, variables: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The backbone of a module that has one."""
+    if not hasattr(module, "backbone"):
+        return module, variables
+    inner = {key: tree["backbone"] for key, tree in variables.items() if "backbone" in tree}
+    return module.backbone, inner
 
 
 def _size_after(preprocess: Any) -> tuple[int, int] | None:

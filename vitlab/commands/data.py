@@ -14,7 +14,7 @@ from vitlab.commands.terminal import Output
 from vitlab.data.annotated import AnnotatedSource
 from vitlab.data.annotations import Annotation, duplicates
 from vitlab.data.decode import decode
-from vitlab.data.folders import FolderSource, ImagesSource
+from vitlab.data.folders import suffixes
 from vitlab.data.masks import MaskSource
 from vitlab.data.panoptic import PanopticSource
 from vitlab.data.preview import draw_objects, draw_segments
@@ -285,7 +285,7 @@ def _sizes(looks: Sequence[_Look]) -> _Fact:
 
 def _other_files(source: Source) -> list[_Fact]:
     """How many files in the folders of a source are not read, where there are some."""
-    found = source.other_files() if isinstance(source, FolderSource | ImagesSource) else {}
+    found = suffixes(getattr(source, "other_files", {}))
     if not found:
         return []
     rows = {suffix: str(count) for suffix, count in found.items()}

@@ -34,8 +34,8 @@ VERB = Verb(
                 "stablehlo": "for jax.export.deserialize, on a CPU, GPU or TPU",
                 "tflite": "for phones: one image of the size that the model sees; needs the "
                 "tflite extra",
-                "safetensors": "parameters and what is known of them, for vitlab.load and "
-                "vitlab predict",
+                "safetensors": "parameters and what is known of them, for vitlab.load, vitlab "
+                "predict and vitlab convert, and for config.init_from",
             },
             required=True,
         ),

@@ -9,17 +9,21 @@ import contextlib
 import io
 import math
 import threading
+from collections.abc import Iterator
 from typing import Annotated, BinaryIO, Literal
 
 import numpy as np
 from PIL import Image
 
+from vitlab.data import tiff
 from vitlab.data.arguments import Between
 from vitlab.data.turbojpeg import decode_piece
 from vitlab.errors import InputError
 
 _NAMES = {"JPEG": "JPEG", "PNG": "PNG", "WEBP": "WebP", "BMP": "BMP", "GIF": "GIF"}
+_NAMES |= {"TIFF": "TIFF", "PPM": "PPM"}
 _FORMATS = tuple(_NAMES)
+_MOST = 2**16 - 1  # Of a mask's levels.
 _ORIENTATION = 0x0112  # The EXIF tag: how to turn the stored pixels so that up is up.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -50,7 +54,8 @@ def decode(
     max_pixels: Annotated[int, Between(1, 10**10)] = MAX_PIXELS,
     shrink: bool = False,
 ) -> np.ndarray:
-    """Decodes a JPEG, PNG, WebP, BMP or GIF (its first frame) and turns it upright as EXIF says.
+    """Decodes a JPEG, PNG, WebP, BMP, GIF, TIFF (their first frame) or PPM, PGM or PBM, and turns
+    it upright as EXIF says.
 
     Transparency is dropped, not painted over, and of 16 bits the upper 8 are kept, as TensorFlow
     does both. An array passes through, whatever its channels (`to_grey`, `grey_to_rgb` change
@@ -197,23 +202,35 @@ class Picture:
 
 
 def decode_mask(data: bytes) -> np.ndarray:
-    """The numbers in a PNG as they are stored, whatever they look like.
+    """The numbers in a PNG or TIFF as they are stored, whatever they look like.
 
     Returns:
       i32[height, width]: the levels of a grey image of 1 to 16 bits, or the indices of one with a
       palette; or uint8[height, width, 3], the colours of any other. Transparency is dropped.
 
     Raises:
-      InputError: the bytes are no PNG or are damaged, or it is too large (see `decode`).
+      InputError: the bytes are no PNG or TIFF, or are damaged, or it is too large (see `decode`),
+        or holds fractions, or colours that are not RGB.
     """
-    picture = _load(_opened_within(data, ("PNG",), MAX_PIXELS), data)
+    picture = _load(_opened_within(data, ("PNG", "TIFF"), MAX_PIXELS), data)
     if picture.mode in ("RGB", "RGBA"):
         return np.asarray(picture)[..., :3]
+    if picture.mode not in ("1", "L", "LA", "P", "I") and not picture.mode.startswith("I;16"):
+        raise InputError(f"the {picture.format} image is {picture.mode}: no ids and not RGB")
     levels = np.asarray(picture.getchannel(0) if picture.mode == "LA" else picture)
-    # Pillow stretches 2 and 4 bits of grey to 8. The header has them in its ninth byte.
-    if picture.mode == "L" and data[24] in (2, 4):
-        levels = levels // (255 // (2 ** data[24] - 1))
-    return levels.astype(np.int32)
+    bits = data[24]  # Of a PNG, whose header has them in its ninth byte.
+    if picture.format == "TIFF" and picture.mode != "LA":
+        levels, bits = tiff.stored_levels(picture)
+    # Pillow stretches 2 and 4 bits of grey to 8.
+    if picture.mode == "L" and bits in (2, 4):
+        levels = levels // (255 // (2**bits - 1))
+    levels = levels.astype(np.int32)
+    if levels.min() < 0 or levels.max() > _MOST:
+        raise InputError(
+            f"the {picture.format} image has levels from {levels.min()} to {levels.max()}: a mask "
+            f"has 0 to {_MOST}"
+        )
+    return levels
 
 
 def pixels_of(picture: Image.Image, channels: Literal[1, 3] = 3) -> np.ndarray:
@@ -252,6 +269,11 @@ def _opened_within(data: bytes, formats: tuple[str, ...], max_pixels: int) -> Im
     try:
         picture = _opened(data, formats)
     except Image.UnidentifiedImageError:
+        if "TIFF" in formats and data.startswith(tiff.MAGIC):
+            raise InputError(
+                f"the TIFF image ({len(data)} bytes) is damaged, cut short or of a kind that is "
+                f"not read: {tiff.READ}"
+            ) from None
         known = " or".join(", ".join(_NAMES[each] for each in formats).rsplit(",", 1))
         raise InputError(f"the image ({len(data)} bytes) is not a {known}") from None
     except Exception as error:
@@ -262,6 +284,8 @@ def _opened_within(data: bytes, formats: tuple[str, ...], max_pixels: int) -> Im
             f"the {picture.format} image has {width} x {height} pixels, which is more than "
             f"max_pixels={max_pixels}"
         )
+    if picture.format == "TIFF":
+        tiff.check(picture, max(max_pixels, MAX_PIXELS))
     return picture
 
 
@@ -271,13 +295,17 @@ def _load(picture: Image.Image, data: bytes, factor: int = 1) -> Image.Image:
     Raises:
       InputError: it is damaged.
     """
+    huge = picture.format == "TIFF" and math.prod(picture.size) > MAX_PIXELS
     try:
         if factor > 1:
             picture.draft(None, (picture.width // factor, picture.height // factor))
-        picture.load()
+        with _without_limit() if huge else contextlib.nullcontext():
+            picture.load()
+        # A PPM of 16 bits comes as numbers of 32.
+        deep = picture.format == "PPM" and picture.mode == "I"
+        return picture.convert("I;16") if deep else picture
     except Exception as error:
         raise _damaged(data, error) from None
-    return picture
 
 
 def _damaged(data: bytes, error: Exception) -> InputError:
@@ -289,11 +317,18 @@ def _damaged(data: bytes, error: Exception) -> InputError:
 
 def _opened(data: bytes | BinaryIO, formats: tuple[str, ...]) -> Image.Image:
     """Reads the header alone, of an image of any size: who calls holds it against a limit."""
-    with _OPENING:  # Pillow's own limit is one for the whole process.
+    with _without_limit():
+        file = io.BytesIO(data) if isinstance(data, bytes) else data
+        return Image.open(file, formats=formats)
+
+
+@contextlib.contextmanager
+def _without_limit() -> Iterator[None]:
+    """Without Pillow's own limit to an image's size, which is one for the whole process."""
+    with _OPENING:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            file = io.BytesIO(data) if isinstance(data, bytes) else data
-            return Image.open(file, formats=formats)
+            yield
         finally:
             Image.MAX_IMAGE_PIXELS = limit
 
@@ -326,6 +361,8 @@ def _has_words(file: BinaryIO) -> bool:
 
 
 def _orientation(picture: Image.Image) -> int:
+    if picture.format == "TIFF":  # Pillow turns it itself, as soon as it is decoded.
+        return 1
     try:
         orientation = picture.getexif().get(_ORIENTATION, 1)
         return orientation if orientation in _UPRIGHT else 1
@@ -353,6 +390,8 @@ def _pixels(picture: Image.Image, channels: int) -> np.ndarray:
     elif picture.mode == "P" and "transparency" in picture.info:
         # The same colours as straight to RGB, without Pillow's warning.
         picture = picture.convert("RGBA")
+    elif picture.mode == "La":
+        picture = picture.convert("LA")
     if channels == 3:
         return np.asarray(picture.convert("RGB"))
     return np.asarray(picture.convert("RGB").convert("L"))[..., None]

@@ -14,22 +14,32 @@ from vitlab.data.decode import image_size
 from vitlab.data.splits import INSTEAD, resolve, split_names
 from vitlab.errors import InputError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif")
+# Those that ImageFolder of torchvision reads, and .jfif, .gif and .pbm.
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+IMAGE_SUFFIXES += (".ppm", ".pgm", ".pbm")
+_SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
+_SHOWN = 6  # Suffixes of other files; the rest are counted.
+
+# Of each folder, how many files below it are not read as images, by suffix.
+OtherFiles = dict[str, dict[str, int]]
 
 
 class FolderSource:
     """Image files in one folder per class; an example's image is the encoded bytes of its file.
 
     Where every folder in PATH holds images itself, these are the classes and all of them together
-    are the split "train". Otherwise the folders in PATH are the splits and the folders in each of
-    them the classes; files may lie deeper, and links to folders are followed. Labels are the places
-    of the class names in sorted order, and the class names are those of the split "train" where
-    there is one, else those of all splits together, so a label means the same in every split: a
-    split may lack a class, but may not have one more. Names that begin with "." or "__" are left
-    out.
+    are the split "train"; one alone, or folders with names of splits, may not hold folders of
+    images besides, as splits with a stray image do. Otherwise the folders in PATH are the splits
+    and the folders in each of them the classes; files may lie deeper, and links to folders are
+    followed. Labels are the places of the class names in sorted order, and the class names are
+    those of the split "train" where there is one, else those of all splits together, so a label
+    means the same in every split: a split may lack a class, but may not have one more. Names that
+    begin with "." or "__" are left out.
 
     The order of the examples is that of a hash of their relative paths: fixed, independent of the
     file system, and mixed, so that `train[:90%]` holds nine tenths of every class.
+
+    `other_files` tells what else lies in the folders, see `OtherFiles`.
     """
 
     def __init__(self, path: str, split: str):
@@ -39,6 +49,7 @@ class FolderSource:
             raise InputError(f"folder {root} holds no folder of images, one a class is expected")
         hold = {name: holds_images(folder) for name, folder in folders.items()}
         if all(hold.values()):
+            _check_classes(folders)
             splits = {"train": folders}
         else:
             splits = {name: subfolders(folder) for name, folder in folders.items()}
@@ -46,6 +57,8 @@ class FolderSource:
         wanted = dict.fromkeys(split_names(split))
         for name in wanted:
             if name not in splits:
+                if next(image_files(root), None) is None:
+                    raise InputError(f"folder {root} {no_image(root)}")
                 kind = "has" if splits.keys() == folders.keys() else "holds classes, so has only"
                 spare = [each for each in hold if not hold[each]]
                 hint = f"; {INSTEAD}" if list(splits) == ["train"] else ""
@@ -60,8 +73,8 @@ class FolderSource:
                 )
         classes = splits.get("train") or {c: None for each in splits.values() for c in each}
         self.class_names = tuple(sorted(classes))
+        self.other_files: OtherFiles = {}
         files = {name: self._files(splits[name], folders, name) for name in wanted}
-        self._folders = [os.fspath(each) for name in wanted for each in splits[name].values()]
         sizes = {name: len(found) for name, found in files.items()}
         self.ranges = resolve(split, sizes, f"folder:{root}")
         examples = [x for name, start, stop in self.ranges for x in files[name][start:stop]]
@@ -74,10 +87,9 @@ class FolderSource:
         for name, folder in classes.items():
             if name not in self.class_names:
                 raise InputError(f"folder {folder}: the split train has no class {name!r}")
-            found = list(image_files(folder))
+            found, self.other_files[os.fspath(folder)] = _told_apart(folder)
             if not found:
-                kinds = ", ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
-                raise InputError(f"class folder {folder} holds no image ({kinds}): remove it")
+                raise InputError(f"class folder {folder} {no_image(folder)}: remove it")
             label = self.class_names.index(name)
             place = os.path.relpath(folder, self._root)
             for path in found:
@@ -96,10 +108,6 @@ class FolderSource:
     def describe(self, index: int) -> str:
         return os.path.join(self._root, self._paths[index])
 
-    def other_files(self) -> dict[str, int]:
-        """How many files in the folders of the splits' classes it does not read, by suffix."""
-        return other_files(self._folders)
-
 
 class ImagesSource:
     """All image files below a folder, without labels, to pretrain on. In an order as of
@@ -112,10 +120,11 @@ class ImagesSource:
         if not root.is_dir():
             raise InputError(f"images {root} does not exist or is not a folder")
         self._root = os.fspath(root)
-        found = sorted(image_files(root), key=place_in_order)
-        if not found:
-            kinds = ", ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
-            raise InputError(f"images {root} holds no image ({kinds})")
+        images, others = _told_apart(root)
+        self.other_files = {self._root: others}
+        if not images:
+            raise InputError(f"images {root} {no_image(root)}")
+        found = sorted(images, key=place_in_order)
         for name in split_names(split):
             if name != "train":
                 raise InputError(
@@ -133,9 +142,20 @@ class ImagesSource:
     def describe(self, index: int) -> str:
         return os.path.join(self._root, self._paths[index])
 
-    def other_files(self) -> dict[str, int]:
-        """How many files it does not read, by suffix."""
-        return other_files([self._root])
+
+def _check_classes(folders: dict[str, epath.Path]) -> None:
+    """That folders that hold images themselves are no splits with images beside their classes."""
+    if len(folders) > 1 and not folders.keys() <= _SPLITS:
+        return
+    for name, folder in folders.items():
+        inner = [each for each, path in subfolders(folder).items() if any(image_files(path))]
+        if inner:
+            stray = next(path.name for path in _entries(folder) if _is_image(path))
+            raise InputError(
+                f"folder {folder} holds images, such as {stray}, and folders of images, such as "
+                f"{inner[0]}: if these are the classes, remove the images beside them; if {name} "
+                f"is a class, put them all in one folder"
+            )
 
 
 def place_in_order(path: str) -> bytes:
@@ -211,7 +231,11 @@ def subfolders(folder: epath.Path) -> dict[str, epath.Path]:
 
 def holds_images(folder: epath.Path) -> bool:
     """Whether an image file lies in the folder itself; an InputError if it cannot be read."""
-    return any(path.suffix.lower() in IMAGE_SUFFIXES for path in _entries(folder))
+    return any(map(_is_image, _entries(folder)))
+
+
+def _is_image(path: epath.Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES
 
 
 def names_in(folder: epath.Path, suffixes: tuple[str, ...]) -> list[str]:
@@ -232,11 +256,46 @@ def image_files(folder: epath.Path) -> Iterator[str]:
     return (name for name in _files(folder) if name.lower().endswith(IMAGE_SUFFIXES))
 
 
-def other_files(folders: Iterable[str]) -> dict[str, int]:
-    """How many files below these folders are not read as images, by suffix."""
-    names = (name for folder in folders for name in _files(epath.Path(folder)))
-    counts = Counter(os.path.splitext(name)[1].lower() or "no suffix" for name in names)
-    return {suffix: n for suffix, n in sorted(counts.items()) if suffix not in IMAGE_SUFFIXES}
+def no_image(folder: epath.Path) -> str:
+    """That there is none in a folder, for an error, and what there is instead."""
+    others = _counted(_told_apart(folder)[1])
+    kinds = ", ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
+    return f"holds no image ({kinds})" + (f" but {others}" if others else "")
+
+
+def left_out(sources: Iterable[Any]) -> str:
+    """A line on the files that sources of folders do not read as images; "" if they do all."""
+    found: OtherFiles = {}
+    for source in sources:
+        found |= getattr(source, "other_files", {})
+    counts = suffixes(found)
+    total = sum(counts.values())
+    what = "file is" if total == 1 else "files are"
+    return f"{total:,} {what} not read as images: {_counted(counts)}" if total else ""
+
+
+def suffixes(found: OtherFiles) -> dict[str, int]:
+    """How many files there are of each suffix, of all folders together."""
+    counts = sum(map(Counter, found.values()), Counter())
+    return dict(sorted(counts.items()))
+
+
+def _counted(found: dict[str, int]) -> str:
+    """Such as `3 .heic, 1 .txt`, the most first."""
+    most = sorted(found.items(), key=lambda item: (-item[1], item[0]))
+    more = [f"{sum(n for _, n in most[_SHOWN:])} of others"] if len(most) > _SHOWN else []
+    return ", ".join([f"{n} {suffix}" for suffix, n in most[:_SHOWN]] + more)
+
+
+def _told_apart(folder: epath.Path) -> tuple[list[str], dict[str, int]]:
+    """`image_files`, and how many others there are of each suffix."""
+    images, others = [], Counter()
+    for name in _files(folder):
+        if name.lower().endswith(IMAGE_SUFFIXES):
+            images.append(name)
+        else:
+            others[os.path.splitext(name)[1].lower() or "no suffix"] += 1
+    return images, dict(others)
 
 
 def _files(folder: epath.Path) -> Iterator[str]:

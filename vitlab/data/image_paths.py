@@ -7,7 +7,7 @@ from typing import Any
 
 from etils import epath
 
-from vitlab.data.folders import IMAGE_SUFFIXES, image_files, read_file
+from vitlab.data.folders import image_files, no_image, read_file
 from vitlab.errors import InputError
 
 
@@ -41,8 +41,7 @@ def _meant(path: str) -> list[str]:
     if os.path.isdir(path):
         found = sorted(os.path.join(path, name) for name in image_files(epath.Path(path)))
         if not found:
-            kinds = ", ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
-            raise InputError(f"folder {path} holds no image ({kinds})")
+            raise InputError(f"folder {path} {no_image(epath.Path(path))}")
         return found
     if not os.path.exists(path):
         raise InputError(f"{path} does not exist")

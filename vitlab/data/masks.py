@@ -12,7 +12,14 @@ from etils import epath
 
 from vitlab.data.annotations import duplicates
 from vitlab.data.decode import decode, decode_mask, image_size
-from vitlab.data.folders import holds_images, image_files, place_in_order, read_file, read_lines
+from vitlab.data.folders import (
+    holds_images,
+    image_files,
+    no_image,
+    place_in_order,
+    read_file,
+    read_lines,
+)
 from vitlab.data.segments import Segments, without_empty
 from vitlab.data.splits import INSTEAD, resolve, split_names
 from vitlab.errors import InputError
@@ -21,7 +28,8 @@ _COLOR = re.compile(r"(.*\S)\s+(\d{1,3})\s+(\d{1,3})\s+(\d{1,3})")
 _VOID = "void"  # The name of a colour that is of no class.
 _VOID_ID = 255  # That of no class, unless it is said.
 _FIRST = 16  # Masks that are looked at before training.
-_IDS = 1 << 16  # A PNG has up to 16 bits.
+_IDS = 1 << 16  # A mask has up to 16 bits.
+_MASK_SUFFIXES = (".png", ".tif", ".tiff")  # Without loss.
 _NO_CLASS, _UNKNOWN = -1, -2
 _SHOWN = 3  # Unknown ids or colours; the rest are counted.
 
@@ -32,8 +40,8 @@ class MaskSource:
     """Opens `masks:PATH[?images=...&masks=...&classes=...&ignore=255&offset=0]`.
 
     Images lie in PATH/images/SPLIT and masks in PATH/masks/SPLIT, or, where PATH/images itself
-    holds images, in PATH/images and PATH/masks as the one split "train". A mask is a PNG with the
-    name of its image, in the same subfolder. All pixels of a class are one segment.
+    holds images, in PATH/images and PATH/masks as the one split "train". A mask is a PNG or TIFF
+    with the name of its image, in the same subfolder. All pixels of a class are one segment.
 
     The classes are named in PATH/classes.txt, one a line, in the order of their labels. Where a
     colour follows each name, three numbers from 0 to 255, masks are pictures in those colours; the
@@ -288,11 +296,10 @@ def _pairs(images: epath.Path, masks: epath.Path, split: str, spec: str) -> list
     stems = [os.path.splitext(name)[0] for name in found]
     for stem in duplicates(stems):
         raise InputError(f"{images}: two images are named {stem}, and cannot share a mask")
-    of_stem = {
-        os.path.splitext(name)[0]: name
-        for name in image_files(masks)
-        if name.lower().endswith(".png")
-    }
+    names = [name for name in image_files(masks) if name.lower().endswith(_MASK_SUFFIXES)]
+    of_stem = {os.path.splitext(name)[0]: name for name in names}
+    for stem in duplicates([os.path.splitext(name)[0] for name in names]):
+        raise InputError(f"{masks}: two masks are named {stem}, and an image has one")
     lacking = [name for name, stem in zip(found, stems, strict=True) if stem not in of_stem]
     spare = sorted(of_stem.keys() - set(stems))
     faults = []
@@ -303,7 +310,7 @@ def _pairs(images: epath.Path, masks: epath.Path, split: str, spec: str) -> list
     if faults:
         raise InputError(f"{spec}: {'; '.join(faults)}")
     if not found:
-        raise InputError(f"{spec}: {images} holds no image")
+        raise InputError(f"{spec}: {images} {no_image(images)}")
     where = os.fspath(images), os.fspath(masks)
     return [
         _Pair(os.path.join(where[0], name), os.path.join(where[1], of_stem[stem]))

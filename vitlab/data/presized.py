@@ -52,6 +52,7 @@ class Presized:
 
     def __init__(self, source: Source, size: int):
         self.class_names, self.ranges = source.class_names, source.ranges
+        self.other_files = getattr(source, "other_files", {})
         self._source, self._size = source, size
         self.folder = epath.Path(cache_folder("presized")) / f"{size}px-{self._identity()}"
         self._readers: dict[int, ArrayRecordReader] = {}

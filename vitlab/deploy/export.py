@@ -122,7 +122,7 @@ def export(model: Model, path: str, to: Format, dtype: Dtype, size: tuple[int, i
         path: of the file.
         to: `onnx` for ONNX Runtime and what is made of it; `stablehlo` for `jax.export.deserialize`
             on a CPU, GPU or TPU; `tflite` for phones, of one image as the model sees it;
-            `safetensors` for `vitlab.load`.
+            `safetensors` for `vitlab.load`, `vitlab.weights.load` and `config.init_from`.
         dtype: of the parameters and the computation.
         size: (height, width) of what it was trained on, where its preprocessing does not tell.
 

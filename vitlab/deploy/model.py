@@ -16,8 +16,7 @@ from vitlab.data.preprocess import Preprocess
 from vitlab.errors import InputError
 from vitlab.tasks.task import Task, task_class
 from vitlab.weights.filling import names_of, nested
-
-_KEY = "vitlab"  # of a file's metadata
+from vitlab.weights.own import KEY
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,14 +116,19 @@ class Model:
 
 
 def save_model(model: Model, path: os.PathLike | str) -> None:
-    """Writes a model into one .safetensors file, which `load_model` reads.
+    """Writes a model into one .safetensors file, which `load_model` reads, and
+    `vitlab.weights.load`.
 
     Raises:
         InputError: see `Model.channels`; nothing is written then.
     """
     model.channels()
     arrays = {name: jnp.asarray(leaf) for name, leaf in names_of(model.variables).items()}
-    safetensors.flax.save_file(arrays, path, {_KEY: json.dumps(model.about())})
+    module, given = model.task.model, getattr(model.task, "given", ())
+    about = model.about()
+    # Fields of the module that the task sets, for who reads it without the task.
+    about["given"] = {key: getattr(module, key) for key in given if hasattr(module, key)}
+    safetensors.flax.save_file(arrays, path, {KEY: json.dumps(about)})
 
 
 def load_model(path: os.PathLike | str) -> Model:
@@ -136,7 +140,7 @@ def load_model(path: os.PathLike | str) -> Model:
     path = os.path.expanduser(path)
     try:
         with safetensors.safe_open(path, framework="flax") as file:
-            about = json.loads((file.metadata() or {}).get(_KEY, "null"))
+            about = json.loads((file.metadata() or {}).get(KEY, "null"))
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error

@@ -120,11 +120,17 @@ class Classification:
         """Builds the task; the head has as many classes as the data unless the config says more.
 
         Raises:
-            InputError: a wrong key or value, or a head with fewer classes than the data.
+            InputError: a wrong key or value, data with fewer than two classes, or a head with
+                fewer than the data.
         """
         num_classes = model.get("num_classes") or len(classes)
         if not classes:
             raise InputError("config.data.source has no labels: classification needs some")
+        if len(classes) == 1:
+            raise InputError(
+                f"config.data.source has one class alone, {classes[0]!r}: classification tells two "
+                "or more apart"
+            )
         settings = {**model, "num_classes": num_classes}
         module = build_model(settings, dtype=dtype, axis_name=axis_name)
         if module.num_classes < len(classes):

@@ -238,7 +238,8 @@ class Experiment:
             their classes.
         accumulate: parts a batch is cut into to save memory.
         ema_decay: of the moving average of the parameters, a step; None keeps none.
-        init_from: a working directory, a checkpoint or published weights to take parameters from.
+        init_from: a working directory, a checkpoint, a file of `vitlab export --format safetensors`
+            or published weights to take parameters from.
         init_hints: of `vitlab.weights.load`, for published weights.
         init_allow: regexes of the parameters that may stay new, go unused or change shape.
         resume: a working directory or a checkpoint to go on from, in another working directory and

@@ -97,11 +97,8 @@ class _Run:
             f"working directory {self.workdir}; {len(devices)} x {devices[0].device_kind}; "
             f"{len(setup.source):,} examples, {setup.total:,} steps"
         )
-        if notes := getattr(setup.source, "notes", ()):
-            self.log(
-                f"{len(notes)} annotations are odd, such as {notes[0]}; "
-                f"vitlab data check {self.experiment.data.source} lists them"
-            )
+        for line in setup.oddities():
+            self.log(line)
         if self.experiment.data.presize:
             setup.source.store(self.log)
         if self.experiment.deterministic and devices[0].platform == "gpu":

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vitlab import config as config_lib
+from vitlab.data.folders import left_out
 from vitlab.data.masks import MaskSource
 from vitlab.data.pipeline import first_example
 from vitlab.data.preprocess import Preprocess
@@ -170,6 +171,18 @@ class Setup:
     def step_flops(self) -> float:
         """FLOPs of a step on one device, by `vitlab.training.flops.count`."""
         return flops.count(self.traced_step.jaxpr) / self.mesh.size
+
+    def oddities(self) -> list[str]:
+        """Lines on what is odd about the data and no error: files that are not read as images,
+        annotations that say little."""
+        splits = (split for each in self.evaluators for split in each.splits)
+        lines = [left_out(each.source for each in (self, *splits))]
+        if notes := getattr(self.source, "notes", ()):
+            lines.append(
+                f"{len(notes)} annotations are odd, such as {notes[0]}; "
+                f"vitlab data check {self.experiment.data.source} lists them"
+            )
+        return [line for line in lines if line]
 
     def fresh_state(self, log: Callable[[str], None]) -> TrainState:
         """The state at step 0: initialised, or taken from `config.init_from`."""

@@ -16,6 +16,7 @@ from vitlab.weights.files import Tensor, open_file
 from vitlab.weights.filling import TABLE, LoadReport, fill, nested
 from vitlab.weights.formats import Source, recognise
 from vitlab.weights.hub import Found, find
+from vitlab.weights.own import FORMAT, OwnFile, read_own
 from vitlab.weights.table import Match, match
 
 # Names of what is of use in a `.pth` that holds several things, in the order of preference: as timm
@@ -55,10 +56,13 @@ class Loaded:
 
 
 def load(name: str, /, **hints: Any) -> Loaded:
-    """Loads published weights: a file, a folder with `model.safetensors`, or `hf:OWNER/NAME`.
+    """Loads published weights: a file, a folder with `model.safetensors`, or `hf:OWNER/NAME`; or a
+    file of `vitlab export --format safetensors`.
 
     The format and the architecture are told from names, shapes, and a `config.json` beside the
-    file. What these leave open (heads, epsilon, activation) is the format's own, or a hint:
+    file. What these leave open (heads, epsilon, activation) is the format's own, or a hint. A file
+    of vitlab says it all, and where its model is of a class of one's own, by import path, that
+    module is imported.
 
         load("mae_pretrain_vit_base.pth")
         load("vit.safetensors", num_heads=3, image_size=(224, 448))
@@ -67,7 +71,7 @@ def load(name: str, /, **hints: Any) -> Loaded:
     Args:
         name: safetensors, npz or a `.pth`, whatever its ending; behind a colon a part of an npz.
         **hints:
-            format: one of `vitlab.weights.formats.FORMATS` by its name.
+            format: one of `vitlab.weights.formats.FORMATS` by its name, or "vitlab".
             part: of a `.pth` that holds several things, such as "student"; else the first of
                 `PARTS` that is there.
             grid: of the position table, a number or (rows, columns), where shapes do not tell.
@@ -84,15 +88,28 @@ def load(name: str, /, **hints: Any) -> Loaded:
         InputError: there is no such file, it is damaged, it has a format that is not known, or a
             key that nothing accounts for.
     """
-    found, part = find(str(name))
+    return load_found(*find(str(name)), **hints)
+
+
+def load_found(found: Found, part: str, /, **hints: Any) -> Loaded:
+    """`load` of what `vitlab.weights.hub.find` gives."""
     size = _sides(hints.pop("image_size", None), "image_size")
     grid = _sides(hints.pop("grid", None), "grid")
     num_classes = coerce(hints.pop("num_classes", None), int | None, "hint num_classes")
     if (num_classes or 0) < 0:
         raise InputError(f"hint num_classes is {num_classes}: it cannot be negative")
+    named = str(hints.pop("format", ""))
+    own = read_own(found.weights[0]) if named in ("", FORMAT) else None
+    if own:
+        for hint in hints:
+            raise InputError(f"{found.where} says all of its model: leave out the hint {hint}")
+        with _understood(found.where):
+            return _of_own(own, size, num_classes)
+    if named == FORMAT:
+        raise InputError(f"{found.where} is no file of vitlab export --format safetensors")
     with _understood(found.where):
         source = _opened(found, part, str(hints.pop("part", "")), grid, size)
-        form, source = recognise(source, str(hints.pop("format", "")))
+        form, source = recognise(source, named)
         cls, fields = form.fields(source)
     stored = _module(found.where, cls, fields, hints)
     module = stored
@@ -125,6 +142,31 @@ def load(name: str, /, **hints: Any) -> Loaded:
         stated,
         classes if len(classes) == getattr(module, "num_classes", None) else (),
         source.licence,
+    )
+
+
+def _of_own(own: OwnFile, size: tuple[int, int] | None, num_classes: int | None) -> Loaded:
+    module, told = own.module(), _sides(tuple(own.about["image_size"]) or 224, "image_size")
+    classes = tuple(map(str, own.about["classes"]))
+    number = getattr(module, "num_classes", None)
+    other_head = num_classes not in (None, number)
+    if other_head:
+        if own.about["task"] != "classification":
+            raise InputError(f"{own.where}: hint num_classes is for a classifier's")
+        module = module.clone(num_classes=num_classes or None)
+    flat, resized, new = own.filled(module, size or told, other_head)
+    unused = dict.fromkeys((name for name in own.variables if name not in flat), "of other classes")
+    used = tuple(name for name in flat if name not in new)
+    return Loaded(
+        module=module,
+        variables=nested(flat),
+        preprocessing=own.about["preprocess"],
+        report=LoadReport(used, resized, unused, new),
+        format=FORMAT,
+        image_size=size or told,
+        preprocessing_stated=size in (None, told),
+        classes=() if other_head else classes,
+        licence="",
     )
 
 

@@ -17,8 +17,9 @@ from vitlab.models.detr import DETR
 from vitlab.models.mae import MAE
 from vitlab.ops.positions import resize_position_embedding
 from vitlab.weights.filling import names_of
-from vitlab.weights.hub import is_published
-from vitlab.weights.loading import load
+from vitlab.weights.hub import find, is_published
+from vitlab.weights.loading import load_found
+from vitlab.weights.own import read_own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Origin:
             without a head they are below `backbone/`, as those of a run that pretrained.
         model: settings of its model, as in `config.model`; {} where they are not known.
         task: what it was trained for; None where that is not known.
-        classes: names of its classes; None: published weights, which have their own names.
+        classes: names of its classes; None: weights of others, which have their own names.
         report: what became of the keys of a file; "" of a run.
     """
 
@@ -80,7 +81,7 @@ def read(name: os.PathLike | str, hints: Mapping[str, Any] | None = None) -> Ori
 
     Args:
         name: a working directory (its newest checkpoint), a checkpoint, or what
-            `vitlab.weights.load` takes.
+            `vitlab.weights.load` takes; a file that vitlab exported is as the run was.
         hints: of `load`.
 
     Raises:
@@ -89,8 +90,7 @@ def read(name: os.PathLike | str, hints: Mapping[str, Any] | None = None) -> Ori
     if is_published(str(name)):
         return _published(str(name), hints or {})
     checkpoint = checkpoints.locate(name)
-    for key in (hints or {}).keys() - {"image_size"}:
-        raise InputError(f"config.init_hints.{key} is for published weights, and {name} is a run")
+    _check_hints(name, hints or {}, "a run")
     try:
         state = checkpoints.restore(checkpoint, only=["ema", "params", "model_state"])
     except checkpoints.DamagedError as e:
@@ -104,7 +104,12 @@ def read(name: os.PathLike | str, hints: Mapping[str, Any] | None = None) -> Ori
 
 
 def _published(name: str, hints: Mapping[str, Any]) -> Origin:
-    loaded = load(name, **hints)
+    found, part = find(name)
+    if own := read_own(found.weights[0]):
+        _check_hints(name, hints, "a model of vitlab's own")
+        about = own.about
+        return Origin(own.variables, about["model"], about["task"], tuple(about["classes"]))
+    loaded = load_found(found, part, **hints)
     variables, model = names_of(loaded.variables), loaded.module
     task = {MAE: "mae", DETR: "detection"}.get(type(model))
     if task is None and model.num_classes is not None:
@@ -115,6 +120,11 @@ def _published(name: str, hints: Mapping[str, Any]) -> Origin:
             for key, value in variables.items()
         }
     return Origin(variables, model_settings(model), task, None, str(loaded.report))
+
+
+def _check_hints(name: os.PathLike | str, hints: Mapping[str, Any], what: str) -> None:
+    for key in hints.keys() - {"image_size"}:
+        raise InputError(f"config.init_hints.{key} is for published weights, and {name} is {what}")
 
 
 def transfer(
