@@ -447,6 +447,65 @@ def test_fine_tuning_from_a_working_directory(unbroken, tmp_path, capsys):
     )
 
 
+OWN_MODEL = """
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+
+class Plain(nn.Module):
+    width: int = 8
+    num_classes: int | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        x = nn.gelu(nn.Conv(self.width, (2, 2), strides=2, dtype=self.dtype)(images)).mean((1, 2))
+        return nn.Dense(self.num_classes, name="head")(x), {"pre_logits": x}
+"""
+OWN_CONFIG = """
+import ml_collections
+
+
+def get_config(arg=None):
+    preprocess = "decode(channels=1)|value_range(-1,1)"
+    return ml_collections.ConfigDict(dict(
+        task="classification", model=dict(name="my_nets:Plain"), batch_size=32, total_steps=2,
+        data=dict(source="digits", preprocess=preprocess), logging=dict(tensorboard=False),
+        evaluators=dict(test=dict(split="test[:50]", preprocess=preprocess)),
+    ))
+"""
+
+
+def test_a_model_of_ones_own_trains_and_is_used(tmp_path, monkeypatch, capsys):
+    from vitlab.commands.cli import main as vitlab
+
+    (tmp_path / "my_nets.py").write_text(OWN_MODEL)
+    (tmp_path / "config.py").write_text(OWN_CONFIG)
+    monkeypatch.syspath_prepend(tmp_path)
+    run, digit = str(tmp_path / "run"), str(ROOT / "experiments/quickstart/digits/3.png")
+    command = ["--config", str(tmp_path / "config.py"), "--workdir", run]
+    assert main([*command, "--config.optimizer.layer_decay=0.5"]) == 2
+    assert "layer_decay: this model has no layers to decay over" in capsys.readouterr().err
+    assert main(command) == 0
+    file = str(tmp_path / "plain.safetensors")
+    assert vitlab(["export", run, "--format", "safetensors", "--unchecked", "--out", file]) == 0
+    capsys.readouterr()
+    rows = []
+    for what in (run, file):
+        assert vitlab(["predict", what, digit]) == 0
+        rows.append(capsys.readouterr().out)
+    assert rows[0] == rows[1] != ""
+    # Where its module cannot be found, the line names it and does not doubt the run.
+    monkeypatch.delitem(sys.modules, "my_nets")
+    (tmp_path / "my_nets.py").unlink()
+    for what in (run, file):
+        assert vitlab(["predict", what, digit]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"{what}: config.model.name: 'my_nets:Plain' cannot be imported" in line
+
+
 def test_bad_input_is_one_line_and_exit_2(tmp_path, capsys):
     empty = tmp_path / "folder" / "train" / "cat"
     empty.mkdir(parents=True)

@@ -20,6 +20,8 @@ def load(path: "os.PathLike | str", preprocess: str = "", **options) -> "Predict
         preprocess: of the images; by default that of the run's first evaluator of its task.
         options: of `vitlab.deploy.predictor.Predictor`.
 
+    A model of a class of one's own is found by the import path in there: that module is imported.
+
     Raises:
         InputError: there is no such run, it is damaged, or it predicts nothing.
     """

@@ -14,6 +14,7 @@ import safetensors.flax
 
 from vitlab.data.preprocess import Preprocess
 from vitlab.errors import InputError
+from vitlab.models.build import NotImportableError
 from vitlab.tasks.task import Task, task_class
 from vitlab.weights.filling import names_of, nested
 from vitlab.weights.own import KEY
@@ -134,6 +135,9 @@ def save_model(model: Model, path: os.PathLike | str) -> None:
 def load_model(path: os.PathLike | str) -> Model:
     """Reads what `save_model` wrote.
 
+    Where the model is of a class of one's own, the file names its module, which is imported from
+    where Python finds it.
+
     Raises:
         InputError: the file is damaged, or is none of these.
     """
@@ -163,6 +167,8 @@ def load_model(path: os.PathLike | str) -> Model:
         )
         model.channels()  # which builds it
         return model
+    except NotImportableError as error:
+        raise InputError(f"{path}: {error}") from error
     # What is in the file may be anything.
     except (InputError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is of another version of vitlab: {error}") from error

@@ -1,12 +1,15 @@
-"""From `config.model` to a Linen module."""
+"""From `config.model` to a Linen module: of the tables here, or one's own by its import path."""
 
 import dataclasses
+import functools
 import importlib
+import re
 import typing
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import flax.linen as nn
+from jax import Array
 
 from vitlab.config import coerce, nearest
 from vitlab.errors import InputError
@@ -33,6 +36,47 @@ SEGMENTERS = {
 # Models around a ViT that find segments of any kind.
 UNIVERSAL_SEGMENTERS = {"eomt": "vitlab.models.eomt:EoMT"}
 
+
+class Backbone(Protocol):
+    """What a Linen module offers that is `config.model` of a classifier, or a `backbone`.
+
+    That it has the fields `num_classes` and `dtype` and can be called is all that classification,
+    SimCLR and evaluators ask for. Its last layer is best called `head`: a run that starts from
+    another's then makes it anew for other classes. A field `axis_name` is given where it is there,
+    for a batch norm over devices.
+
+    Attributes:
+        num_classes: logits; None: no head.
+        dtype: of the computation, `config.precision`; parameters and logits are f32.
+        strides: of the feature maps in pixels, the last one the greatest.
+        num_layers: how many layers lie between the first, 0, and the head's, num_layers + 1.
+    """
+
+    num_classes: int | None
+    dtype: Any
+
+    def __call__(self, images: Array, train: bool = False) -> tuple[Array, dict[str, Array]]:
+        """Images f[batch, height, width, channels] to the logits f32[batch, num_classes], or
+        without a head the pooled features f[batch, features], and the stages by name, of which
+        "pre_logits" f[batch, features] is what evaluators of the kind `features` and `vitlab
+        inspect` look at by default. With `train`, dropout draws from the rng "dropout"."""
+
+    # For detection and segmentation.
+
+    strides: tuple[int, ...]
+
+    def feature_maps(self, images: Array, train: bool = False) -> dict[int, Array]:
+        """By stride, f[batch, rows, columns, channels]. One more argument, `content` i32[batch, 2],
+        height and width of what is no padding, is needed where images of a batch differ in size."""
+
+    # For `config.optimizer.layer_decay` below 1.
+
+    num_layers: int
+
+    def layer_of(self, path: str) -> int:
+        """The layer of a parameter, such as "block_3/mlp/kernel"."""
+
+
 # Fields of a backbone that its feature maps know nothing of.
 _OF_THE_HEAD = (
     "num_classes",
@@ -51,12 +95,14 @@ def build_model(section: Mapping[str, Any], where: str = "config.model", **given
     """The module that `config.model` describes: its other keys are the module's fields.
 
     Args:
-        section: `name` and any of the module's fields.
+        section: `name` and any of the module's fields. A name such as `my_package.my_module:Mixer`
+            is the import path of a `Backbone`: its module is imported, from where Python finds it.
         where: the section's name, for errors.
         **given: fields that the framework sets, where the module has them.
 
     Raises:
         InputError: an unknown model, an unknown field, or a value of the wrong type.
+        NotImportableError: there is no class at an import path, or its module fails.
     """
     cls, fields = _class(section, MODELS, where)
     return build_module(cls, fields, where, **given)
@@ -69,10 +115,11 @@ def build_around_backbone(
     fields.
 
     Arguments and errors as in `build_model`; a backbone with fields of a classifier's head, which
-    would do nothing, is an InputError too.
+    would do nothing, or without feature maps, is an InputError too. A model by its import path
+    offers what those of the table do.
     """
     cls, fields = _class(section, table, "config.model")
-    model = build_with_backbone(cls, fields, **given)
+    model = build_with_backbone(cls, fields, ("feature_maps", "strides"), **given)
     for field in dataclasses.fields(model.backbone):
         if field.name in _OF_THE_HEAD and getattr(model.backbone, field.name) != field.default:
             raise InputError(
@@ -82,10 +129,12 @@ def build_around_backbone(
     return model
 
 
-def build_with_backbone(cls: type[nn.Module], section: Mapping[str, Any], **given: Any):
+def build_with_backbone(
+    cls: type[nn.Module], section: Mapping[str, Any], needed: Sequence[str] = (), **given: Any
+):
     """A module around a backbone, of a `config.model` with `backbone` and the module's own fields.
 
-    Arguments and errors as in `build_model`.
+    Arguments and errors as in `build_model`, and `needed`: what the backbone must have.
     """
     fields = dict(section)
     backbone = fields.pop("backbone", None)
@@ -95,6 +144,12 @@ def build_with_backbone(cls: type[nn.Module], section: Mapping[str, Any], **give
         )
     shared = {key: value for key, value in given.items() if key in _FRAMEWORK}
     backbone = build_model(backbone, "config.model.backbone", **shared)
+    for each in needed:
+        if not hasattr(backbone, each):
+            raise InputError(
+                f"config.model.backbone: a {type(backbone).__name__} has no {each}, which "
+                f"{cls.__name__} is built on: see vitlab.models.build.Backbone"
+            )
     return build_module(cls, fields, "config.model", backbone=backbone, **given)
 
 
@@ -102,36 +157,103 @@ def build_module(
     cls: type[nn.Module], fields: Mapping[str, Any], where: str, **given: Any
 ) -> nn.Module:
     """A module of a class from fields that a config names; see `build_model`."""
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls, where)
     legal = [field for field in _fields(cls) if field not in given]
     values = {}
     for key, value in fields.items():
         if key not in legal:
             raise InputError(f"{where}.{key} does not exist{nearest(key, legal)}")
         values[key] = coerce(value, hints[key], f"{where}.{key}")
+    for field in dataclasses.fields(cls):
+        bare = field.default is field.default_factory is dataclasses.MISSING
+        if bare and field.name in legal and field.name not in values:
+            raise InputError(f"{where}.{field.name} is missing: {cls.__name__} has no default")
     return cls(**values, **{field: value for field, value in given.items() if field in hints})
 
 
 def model_settings(model: nn.Module) -> dict[str, Any]:
-    """The inverse of `build_model` and `build_with_backbone`, with every default written out."""
+    """The inverse of `build_model` and `build_with_backbone`, with every default written out that a
+    config can hold."""
     tables = MODELS | DETECTORS | SEGMENTERS | UNIVERSAL_SEGMENTERS
     names = {path: name for name, path in tables.items()}
-    name = names.get(f"{type(model).__module__}:{type(model).__name__}")
+    path = f"{type(model).__module__}:{type(model).__qualname__}"
+    # A method of pretraining, which is its task's, has no name.
+    name = names.get(path, "" if path.startswith("vitlab.") else path)
     settings = {"name": name} if name else {}
     for field in _fields(type(model)):
         value = getattr(model, field)
-        settings[field] = model_settings(value) if isinstance(value, nn.Module) else value
+        if field == "backbone":
+            settings[field] = model_settings(value)
+        elif _is_plain(value):
+            settings[field] = value
     return settings
+
+
+def has_layers(model: nn.Module) -> bool:
+    """Whether a model, or its backbone, tells the layer of each parameter."""
+    backbone = getattr(model, "backbone", model)
+    return hasattr(backbone, "layer_of") and hasattr(backbone, "num_layers")
 
 
 def _class(section: Mapping[str, Any], table: Mapping[str, str], where: str):
     """The class that a section names, and its other keys."""
     name = section.get("name")
-    if name not in table:
+    fields = {k: v for k, v in section.items() if k != "name"}
+    if isinstance(name, str) and re.fullmatch(r"\w+(\.\w+)*:\w+(\.\w+)*", name):
+        return _own_class(name, where), fields
+    if not isinstance(name, str) or name not in table:
         raise InputError(f"{where}.name: no model {name!r}{nearest(str(name), table)}")
     module, _, attribute = table[name].partition(":")
-    cls = getattr(importlib.import_module(module), attribute)
-    return cls, {k: v for k, v in section.items() if k != "name"}
+    return getattr(importlib.import_module(module), attribute), fields
+
+
+class NotImportableError(InputError):
+    """A model that is named by an import path, where there is none."""
+
+
+def _own_class(path: str, where: str) -> type[nn.Module]:
+    """The module's class at an import path."""
+    module, _, attribute = path.partition(":")
+    try:
+        found = importlib.import_module(module)
+    except Exception as error:  # Whatever it does wrong.
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        hint = ""
+        if isinstance(error, ModuleNotFoundError) and module.startswith(error.name or module):
+            hint = ": its folder must be on PYTHONPATH, or its package installed"
+        raise NotImportableError(
+            f"{where}.name: {path!r} cannot be imported ({reason}){hint}"
+        ) from error
+    try:
+        cls = functools.reduce(getattr, attribute.split("."), found)
+    except AttributeError:
+        raise NotImportableError(f"{where}.name: {module} has no {attribute}") from None
+    if not isinstance(cls, type) or not issubclass(cls, nn.Module):
+        raise InputError(f"{where}.name: {path} is no flax.linen.Module")
+    for needed in ("num_classes", "dtype"):
+        if needed not in (field.name for field in dataclasses.fields(cls)):
+            raise InputError(
+                f"{where}.name: {path} has no field {needed}: see vitlab.models.build.Backbone"
+            )
+    return cls
+
+
+def _hints(cls: type[nn.Module], where: str) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(cls)
+    except Exception as error:  # Of a module of one's own, which may name anything.
+        raise InputError(
+            f"{where}: annotations of {cls.__name__} cannot be read: {error}"
+        ) from error
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a config can hold a value."""
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) for key in value) and all(map(_is_plain, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def _fields(cls: type[nn.Module]) -> list[str]:

@@ -244,7 +244,8 @@ class Inspection:
     def _stride(self, size: Sequence[int], cells: Sequence[int]) -> int:
         """Pixels from one cell of a feature map to the next."""
         backbone = getattr(self._task.model, "backbone", self._task.model)
-        for stride in sorted({*backbone.strides, *(2**i for i in range(8))}):
+        known = getattr(backbone, "strides", ())
+        for stride in sorted({*known, *(2**i for i in range(8))}):
             # A last piece that fills no cell may have one or not.
             some = {tuple(-(-side // stride) for side in size), tuple(x // stride for x in size)}
             if tuple(cells) in some:

@@ -17,6 +17,7 @@ from vitlab.data.presized import Presized
 from vitlab.data.sources import Source, open_source
 from vitlab.data.targets import check_room
 from vitlab.errors import InputError
+from vitlab.models.build import has_layers
 from vitlab.ops import keys
 from vitlab.tasks.task import task_class
 from vitlab.training import flops, parallelism, profiling
@@ -118,9 +119,9 @@ class Setup:
         if exp.data.cache:
             self.cache = DeviceData(self.source, self.preprocess, exp.data, exp.seed, self.mesh)
         params = jax.eval_shape(self._variables)["params"]
-        self._optimizer = make_optimizer(
-            exp.optimizer, self.schedule, params, self.task.layer_of, self.task.num_layers
-        )
+        layered = exp.optimizer.layer_decay < 1 and has_layers(self.task.model)
+        layers = (self.task.layer_of, self.task.num_layers) if layered else ()
+        self._optimizer = make_optimizer(exp.optimizer, self.schedule, params, *layers)
         self._step = make_train_step(
             self.task,
             self._optimizer,

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from vitlab import checkpoints
 from vitlab.errors import InputError
+from vitlab.models.build import NotImportableError
 from vitlab.tasks.task import Task, task_class
 from vitlab.training import parallelism
 from vitlab.training.experiment import EvaluatorConfig, Experiment
@@ -73,6 +74,9 @@ class Trained:
 def load_trained(path: os.PathLike | str) -> Trained:
     """Loads the newest checkpoint of a working directory, or one by its own path.
 
+    Where its model is of a class of one's own, `config.json` names the module, and that is imported
+    from where Python finds it: do not load the run of somebody whose modules you would not import.
+
     Raises:
         InputError: there is none, it is damaged, or another version of vitlab wrote it.
     """
@@ -94,6 +98,8 @@ def load_trained(path: os.PathLike | str) -> Trained:
             classes,
             jnp.dtype(experiment.dtype()),
         )
+    except NotImportableError as e:
+        raise InputError(f"{workdir}: {e}") from e
     except InputError as e:
         # Whatever wrote it could read it.
         raise InputError(f"{_other_version(workdir)}: in its config.json {e}") from e

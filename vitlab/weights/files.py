@@ -1,7 +1,7 @@
 """Weight files: names, shapes and dtypes from their headers, and data only where it is asked for.
 
-No file is trusted. Nothing in one is unpickled, imported or run, whatever its name says it is: the
-format is told from the content. And no size that a file claims is allocated before the bytes are
+No file is trusted. Nothing in one is unpickled or run, whatever its name says it is: the format is
+told from the content. And no size that a file claims is allocated before the bytes are
 known to be there.
 """
 

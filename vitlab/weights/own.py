@@ -16,6 +16,7 @@ from vitlab.models.build import (
     DETECTORS,
     SEGMENTERS,
     UNIVERSAL_SEGMENTERS,
+    NotImportableError,
     build_around_backbone,
     build_model,
 )
@@ -54,12 +55,14 @@ class OwnFile:
         }
 
     def module(self) -> nn.Module:
-        """The model, computing in float32."""
+        """The model, computing in float32. One of a class of one's own is imported."""
         section, given = self.about["model"], self.about.get("given", {})
         try:
             if "backbone" in section:
                 return build_around_backbone(section, _AROUND_BACKBONE, dtype=jnp.float32, **given)
             return build_model(section, dtype=jnp.float32)
+        except NotImportableError as error:
+            raise InputError(f"{self.where}: {error}") from error
         except (InputError, TypeError) as error:
             raise self.other_version(error) from error
 
