@@ -36,7 +36,11 @@ def test_a_longer_run_ends_with_the_bits_of_one_that_was_long_from_the_start(
     assert records(longer) == [each for each in records(whole) if each["step"] > 4]
     # What was best before is nothing to this run.
     assert [c.step for c in checkpoints.list_checkpoints(longer / "checkpoints")] == [4, 6, 8]
-    assert checkpoints.locate(longer / "checkpoints/00000004").meta()["best"]["value"] is None
+    first = checkpoints.locate(longer / "checkpoints/00000004").meta()
+    assert first["best"]["value"] is None
+    # But a loss that rises is held against what was learned before.
+    assert first["loss"] == checkpoints.locate(origin).meta()["loss"]
+    assert first["loss"]["first"] is not None
     assert result(longer)["best"]["step"] == 8
     # Killed after a while, it goes on from its own checkpoint, without the other run.
     shutil.rmtree(origin)

@@ -119,7 +119,7 @@ class _Run:
         elif origin:
             self.log(f"resume: all of {origin.path}; what differs in the config holds from here")
             state = continuing.state_of(origin, setup)
-            self.memory.patience.step = origin.step
+            self.memory.go_on(origin)
         else:
             state = setup.fresh_state(self.log)
         step = int(state.step)

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from typing import Any
 
+from vitlab.checkpoints import Checkpoint
 from vitlab.errors import InputError
 from vitlab.training.alarms import LossWatch
 from vitlab.training.setup import Setup
@@ -86,6 +87,12 @@ class Memory:
                     f"config.data.source has changed since {run} began: {what} were "
                     f"{_short(meta.get(what))} and are {_short(getattr(self, what))}{advice}"
                 )
+
+    def go_on(self, origin: Checkpoint) -> None:
+        """What a run knows of the other whose checkpoint it goes on from: since when to be patient,
+        and the losses, as its own first one is far below that of a model that knows nothing."""
+        self.patience.step = origin.step
+        self.loss = LossWatch(**origin.meta().get("loss", {}))
 
     def restore(self, meta: dict[str, Any]) -> "Memory":
         """What a checkpoint's `meta.json` holds, for a run that begins with this memory.
