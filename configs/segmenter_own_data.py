@@ -8,7 +8,7 @@
         --config configs/segmenter_own_data.py:source=masks:photos,holdout,model=unet_resnet50 \\
         --config.init_from=hf:timm/resnet50.tv_in1k
 
-`photos` has a folder `images`, a folder `masks` of PNG files with the same names, and a file
+`photos` has a folder `images`, a folder `masks` of PNG or TIFF files with the same names, and a file
 `classes.txt`: a class a line, in the order of the ids in the masks, or each with its colour. With
 `images/train`, `images/val` and so on, `val` is the split to evaluate on; `holdout` keeps a tenth
 of `train` for it, as does a source with but one split (COCO, Labelbox, VIA, LabelMe). Start
