@@ -8,10 +8,10 @@
         --config configs/segmenter_own_data.py:source=masks:photos,holdout,model=unet_resnet50 \\
         --config.init_from=hf:timm/resnet50.tv_in1k
 
-`photos` has a folder `images`, a folder `masks` of PNG or TIFF files with the same names, and a file
-`classes.txt`: a class a line, in the order of the ids in the masks, or each with its colour. With
-`images/train`, `images/val` and so on, `val` is the split to evaluate on; `holdout` keeps a tenth
-of `train` for it, as does a source with but one split (COCO, Labelbox, VIA, LabelMe). Start
+`photos` has a folder `images`, a folder `masks` of PNG or TIFF files with the same names, and a
+file `classes.txt`: a class a line, in the order of the ids in the masks, or each with its colour.
+With `images/train`, `images/val` and so on, `val` is the split to evaluate on; `holdout` keeps a
+tenth of `train` for it, as does a source with but one split (COCO, Labelbox, VIA, LabelMe). Start
 from a pretrained backbone wherever there is one, as the last command does: a U-Net on the
 `unet_resnet50` of torchvision and timm; the mask transformer on `segmenter_vit_s16`, of timm, DeiT
 and DINO, on `segmenter_dinov2_s14`, DINOv2's (hf:facebook/dinov2-small), or as `segmenter` on the

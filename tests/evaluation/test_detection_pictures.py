@@ -3,7 +3,6 @@ import types
 import numpy as np
 import pytest
 from matplotlib.colors import same_color
-from matplotlib.figure import Figure
 
 from vitlab.errors import InputError
 from vitlab.evaluation import detection_pictures as pictures
@@ -12,19 +11,6 @@ from vitlab.evaluation.pictures import COLORS, confusion_matrix
 
 BLUE, VERMILION, GREY = COLORS[5], COLORS[1], "#B0B0B0"
 NAMES = ["c$1$", "a_b"]
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures that were saved, in order."""
-    figures, save = [], Figure.savefig
-
-    def savefig(self, *args, **kwargs):
-        figures.append(self)
-        save(self, *args, **kwargs)
-
-    monkeypatch.setattr(Figure, "savefig", savefig)
-    return figures
 
 
 def objects(boxes, labels, crowd=None, difficult=None):

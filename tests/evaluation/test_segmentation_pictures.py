@@ -3,7 +3,6 @@ import types
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
 
 from vitlab.class_colors import class_colors
 from vitlab.errors import InputError
@@ -13,19 +12,6 @@ from vitlab.evaluation.segments import FoundSegments
 
 NAMES = ["c$1$", "a_b", "never"]
 RIGHT, WRONG = ([round(255 * part) for part in to_rgb(color)] for color in (FAINT, COLORS[1]))
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures that were saved, in order."""
-    figures, save = [], Figure.savefig
-
-    def savefig(self, *args, **kwargs):
-        figures.append(self)
-        save(self, *args, **kwargs)
-
-    monkeypatch.setattr(Figure, "savefig", savefig)
-    return figures
 
 
 def true(places, labels, crowd=()):

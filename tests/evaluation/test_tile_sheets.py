@@ -2,24 +2,10 @@ import io
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 from PIL import Image
 
 from vitlab.errors import InputError
 from vitlab.evaluation.tile_sheets import Tile, enlarged, in_rows, tile_sheet
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures that were saved, in order."""
-    figures, save = [], Figure.savefig
-
-    def savefig(self, *args, **kwargs):
-        figures.append(self)
-        save(self, *args, **kwargs)
-
-    monkeypatch.setattr(Figure, "savefig", savefig)
-    return figures
 
 
 def read(path):
