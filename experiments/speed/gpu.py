@@ -1,12 +1,11 @@
 """Steps on one GPU beside their peers with torch.compile, in bfloat16, turn by turn.
 
-    python experiments/speed/gpu.py OUT [SECONDS] [--quick]
+    python experiments/speed/gpu.py OUT [SECONDS [STEP ...]] [--quick]
 
-What `vitlab bench --against` does for one config after another, but the peers are built while
-vitlab's steps are compiled, so that all of it ends within SECONDS (280). Then nothing else runs,
-and each takes its turn: vitlab's step, the same by XLA's defaults, variants that are not vitlab's
-yet (see `VARIANT` and `CONCURRENT`), the peer's. A trace of each goes to OUT as a table of kernels,
-with the HLO.
+What `vitlab bench --against` does for one config after another, those of `STEPS`, but the peers are
+built while vitlab's steps are compiled, so that all of it ends within SECONDS (280). Then nothing
+else runs, and each takes its turn: vitlab's step, a variant that is not vitlab's yet (see
+`CONCURRENT`), the peer's. A trace of each goes to OUT as a table of kernels, with the HLO.
 `--quick` rehearses it with tiny models; without PyTorch there are no peers.
 """
 
@@ -24,8 +23,6 @@ import time
 import jax
 
 from vitlab import config as config_lib
-from vitlab.models import transformer
-from vitlab.ops.activations import gelu
 from vitlab.training import benchmark, flops, parallelism, peers
 from vitlab.training.throughput import matmul_rate
 
@@ -33,10 +30,7 @@ BEGAN = time.time()
 arguments = [a for a in sys.argv[1:] if a != "--quick"]
 QUICK = "--quick" in sys.argv
 OUT, SECONDS = pathlib.Path(arguments[0]), float((*arguments, 280)[1])
-OURS, DEFAULT = "vitlab", "vitlab by XLA's defaults"
-# GELU in the form that XLA leaves to cuBLAS with the product before it, which saves a pass over the
-# widest array, if cuBLAS is not slower by more than that.
-VARIANT = "vitlab with GELU by cuBLAS"
+OURS = "vitlab"
 # Kernels that do not wait for each other, such as those of a thousand small parameters in DETR's
 # norm and update, run side by side.
 CONCURRENT = "vitlab with concurrent kernels"
@@ -52,6 +46,7 @@ STEPS = {
         "timm",
     ),
 }
+STEPS = {name: STEPS[name] for name in arguments[2:] or STEPS}
 TINY = {
     "ViT-B/16": {"model.depth": "1"},
     "MAE-B/16": {"model.backbone.depth": "1", "model.decoder_depth": "1"},
@@ -69,17 +64,6 @@ def say(line):
 
 def left():
     return SECONDS - (time.time() - BEGAN)
-
-
-@jax.custom_jvp
-def gelu_by_cublas(x):
-    return jax.nn.gelu(x, approximate=True)
-
-
-@gelu_by_cublas.defjvp
-def _jvp(primals, tangents):
-    slope = jax.jvp(lambda x: gelu(x, True), primals, (jax.numpy.ones_like(primals[0]),))[1]
-    return gelu_by_cublas(*primals), tangents[0] * slope
 
 
 def prepare(name):
@@ -175,36 +159,24 @@ def main():
         for name in STEPS
     }
 
-    def build(*names):
+    def build(names):
         for name in names:
-            build_peer(name, specs[name], found)
+            if name in STEPS:
+                build_peer(name, specs[name], found)
 
-    def start(*names):
-        threads.append(threading.Thread(target=build, args=names, daemon=True))
-        threads[-1].start()
-
-    start("DETR-R50")  # the longest
     for name in STEPS:
         setup, batch = prepared[name]
-        options = {OURS: setup.options}
-        if name in ("ViT-B/16", "MAE-B/16"):
-            options[DEFAULT] = {}
-        if name == "ViT-B/16":
-            options[VARIANT] = setup.options
-        if name == "DETR-R50":
-            mode = {"xla_gpu_command_buffer_scheduling_mode": "CONCURRENT"}
-            options[CONCURRENT] = {**setup.options, **mode}
-        for option, of_xla in options.items():
-            if left() > 100:
-                if option == VARIANT:  # a step that is yet to be traced
-                    setup, batch = prepare(name)
-                    transformer.gelu = lambda x, approximate: gelu_by_cublas(x)
-                alike = steps.get((name, OURS))
-                steps[name, option] = Step(f"{name}, {option}", setup, batch, of_xla, alike)
-                transformer.gelu = gelu
-        if name == "ViT-B/16":
-            start("MAE-B/16")
-            start("ViT-B/16", "ViT-L/16")
+        steps[name, OURS] = Step(f"{name}, {OURS}", setup, batch, setup.options)
+        if len(steps) == 1:
+            for names in (("DETR-R50",), ("MAE-B/16",), ("ViT-B/16", "ViT-L/16")):
+                threads.append(threading.Thread(target=build, args=(names,), daemon=True))
+                threads[-1].start()
+    if "DETR-R50" in STEPS and left() > 150:
+        (setup, batch), ours = prepared["DETR-R50"], steps["DETR-R50", OURS]
+        mode = {"xla_gpu_command_buffer_scheduling_mode": "CONCURRENT"}
+        options = {**setup.options, **mode}
+        step = Step(f"DETR-R50, {CONCURRENT}", setup, batch, options, ours)
+        steps["DETR-R50", CONCURRENT] = step
     for thread in threads:
         thread.join(max(left() - 50, 0))
     say("all is built: turns of 10 steps")

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vitlab.ops.activations import gelu
+from vitlab.ops.backend import left_to_cublas
 
 POINTS = np.linspace(-9, 9, 721, dtype=np.float32)
 
@@ -43,3 +44,25 @@ def test_the_approximation_is_jaxs_with_its_derivatives():
         with jax.enable_x64(True):
             exact = jax.vmap(derivative(jax.nn.gelu))(np.float64(POINTS))
         np.testing.assert_allclose(jax.vmap(derivative(ours))(POINTS), exact, atol=tolerance)
+
+
+def test_only_the_approximation_in_bfloat16_is_left_to_cublas_and_its_derivative_is_the_same():
+    half = jnp.asarray(POINTS, jnp.bfloat16)
+
+    def traced(x, approximate):
+        # Traced anew each time: JAX would find what it has traced of the same function.
+        slope = jax.make_jaxpr(jax.vmap(jax.grad(lambda x: gelu(x, approximate))))(x)
+        value = jax.make_jaxpr(lambda x: gelu(x, approximate))(x)
+        return value, slope
+
+    for x, approximate in ((POINTS, True), (POINTS, False), (half, False), (half, True)):
+        plain = traced(x, approximate)
+        with left_to_cublas(True):
+            left = traced(x, approximate)
+        assert " tanh " not in str(plain[0])
+        assert (" tanh " in str(left[0])) == (x is half and approximate)
+        run = [jax.core.eval_jaxpr(each.jaxpr, each.consts, x)[0] for each in (*plain, *left)]
+        np.testing.assert_array_equal(run[1], run[3])
+        # Here, without cuBLAS, each of its operations is rounded.
+        tolerance = {"rtol": 2**-7, "atol": 3e-3} if approximate and x is half else {"rtol": 0}
+        np.testing.assert_allclose(np.float32(run[0]), np.float32(run[2]), **tolerance)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import jax
 
 _ANYWHERE = contextvars.ContextVar("anywhere", default=False)
+_CUBLAS = contextvars.ContextVar("cublas", default=False)
 
 
 def backend() -> str:
@@ -14,12 +15,26 @@ def backend() -> str:
     return "" if _ANYWHERE.get() else jax.default_backend()
 
 
-@contextlib.contextmanager
-def anywhere() -> Iterator[None]:
+def cublas() -> bool:
+    """Whether cuBLAS takes all products, each with what XLA knows it to do after one."""
+    return _CUBLAS.get()
+
+
+def anywhere() -> contextlib.AbstractContextManager[None]:
     """What is traced within is to run anywhere, as an exported file does: no operation takes the
     form that is the fastest on this machine, so that a convolution is one in the file."""
-    token = _ANYWHERE.set(True)
+    return _within(_ANYWHERE, True)
+
+
+def left_to_cublas(whether: bool) -> contextlib.AbstractContextManager[None]:
+    """What is traced within is compiled with all products left to cuBLAS, or it is not."""
+    return _within(_CUBLAS, whether)
+
+
+@contextlib.contextmanager
+def _within(variable, value) -> Iterator[None]:
+    token = variable.set(value)
     try:
         yield
     finally:
-        _ANYWHERE.reset(token)
+        variable.reset(token)
