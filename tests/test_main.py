@@ -99,6 +99,27 @@ def test_without_a_workdir_runs_go_to_runs(unbroken, tmp_path, monkeypatch, caps
     assert main([*flags, *start_from, "--config.total_steps=2"]) == 0
 
 
+def test_a_run_of_an_earlier_vitlab_goes_on(unbroken, tmp_path, capsys):
+    """Keys that it did not have yet are at their defaults, in the model and elsewhere."""
+    workdir = tmp_path / "earlier"
+    shutil.copytree(unbroken, workdir)
+    now = json.loads((workdir / "config.json").read_text())
+    earlier = json.loads(json.dumps(now))
+    del earlier["data"]["repeats"], earlier["model"]["drop_path_uniform"]
+    for config, flag, message in (
+        (earlier, {"data__repeats": 2}, "config.data.repeats is 1 there and 2 here"),
+        ({**earlier, "depth": 1}, {}, "config.depth is 1 there and not set here; "),
+    ):
+        (workdir / "config.json").write_text(json.dumps(config))
+        assert main(arguments(workdir, **flag)) == 2
+        assert message in capsys.readouterr().err
+    (workdir / "config.json").write_text(json.dumps(earlier))
+    assert main(arguments(workdir)) == 0
+    assert "is finished at step 8" in capsys.readouterr().out
+    written = json.loads((workdir / "config.json").read_text())
+    assert all(written[key] == now[key] for key in ("data", "model"))
+
+
 def test_a_finished_run_says_so_and_another_config_is_refused(unbroken, capsys):
     before = result(unbroken)
     assert main(arguments(unbroken)) == 0

@@ -9,6 +9,7 @@ import pytest
 from tests.test_main import arguments, records, result
 from vitlab import checkpoints
 from vitlab.main import main
+from vitlab.training import footprint
 from vitlab.training.trained import load_trained
 
 CONSTANT = dict(schedule__name="constant", logging__every_steps=2, checkpoint__best="test/nll")
@@ -119,3 +120,21 @@ def test_the_same_directory_with_another_length_points_to_resume(short, capsys):
     assert error.endswith(advice)
     assert main([*flags, "--config.optimizer.lr=1"]) == 2
     assert capsys.readouterr().err.endswith("Give another --workdir\n")
+
+
+def test_a_checkpoint_that_goes_while_the_step_is_compiled_is_one_line(
+    short, tmp_path, capsys, monkeypatch
+):
+    """As that of a run that is still going."""
+    run = tmp_path / "run"
+    shutil.copytree(short, run)
+
+    def compile_to_fit(setup, log):
+        shutil.rmtree(run / "checkpoints")
+
+    monkeypatch.setattr(footprint, "compile_to_fit", compile_to_fit)
+    assert main(arguments(tmp_path / "w", resume=run, **CONSTANT)) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "now; is that run still going? Start from a later one" in error
+    assert str(run) in error

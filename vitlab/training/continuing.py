@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -25,6 +24,7 @@ _SHARED = (
 _LENGTH = ("total_steps", "total_epochs", "total_examples", "schedule")
 # Entries of the state that go on. The sums of metrics begin anew: the loss may be another.
 _ENTRIES = tuple(f.name for f in dataclasses.fields(TrainState) if f.name != "totals")
+_ABSENT = object()
 
 
 def claim(setup: Setup, workdir: pathlib.Path) -> dict[str, Any] | None:
@@ -43,7 +43,7 @@ def claim(setup: Setup, workdir: pathlib.Path) -> dict[str, Any] | None:
     try:
         began = (workdir / "metrics.jsonl").exists()
         if began or checkpoints.list_checkpoints(workdir / "checkpoints"):
-            differ = differences(checkpoints.read_json(path), setup.resolved)
+            differ = _differences(path, setup)
             if differ:
                 longer = all(_within(key, _LENGTH) for key in differ)
                 advice = f", and config.resume={workdir} to go on from what is there" * longer
@@ -75,9 +75,7 @@ def origin(setup: Setup) -> checkpoints.Checkpoint | None:
     if not name:
         return None
     checkpoint = checkpoints.locate(name)
-    differ = differences(
-        checkpoints.read_json(checkpoint.path.parents[1] / "config.json"), setup.resolved
-    )
+    differ = _differences(checkpoint.path.parents[1] / "config.json", setup)
     for key, text in differ.items():
         if _within(key, _SHARED):
             raise InputError(
@@ -101,7 +99,18 @@ def origin(setup: Setup) -> checkpoints.Checkpoint | None:
 
 
 def state_of(checkpoint: checkpoints.Checkpoint, setup: Setup) -> TrainState:
-    """All that `origin` found: parameters, other collections, optimizer, average and step."""
+    """All that `origin` found: parameters, other collections, optimizer, average and step.
+
+    Raises:
+        InputError: it is gone, as the other run went on and keeps later ones alone, or damaged.
+    """
+    try:  # again: compiling takes a while
+        checkpoints.verify(checkpoint)
+    except checkpoints.DamagedError as e:
+        raise InputError(
+            f"config.resume: {e} now; is that run still going? Start from a later one, or let it "
+            "keep more: config.checkpoint.keep"
+        ) from e
     return setup.reset_totals(checkpoints.read(checkpoint, _target(setup), _ENTRIES))
 
 
@@ -109,25 +118,27 @@ def _target(setup: Setup) -> TrainState:
     return setup.target.replace(totals={})
 
 
-def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, str]:
-    """What differs between two resolved configs and changes results: `{"a.b": "config.a.b is 1
-    there and 2 here"}`, sorted."""
+def _differences(path: pathlib.Path, setup: Setup) -> dict[str, str]:
+    """What differs between the config of a run and ours and changes results: `{"a.b": "config.a.b
+    is 1 there and 2 here"}`, sorted."""
     theirs, ours = (
-        json.loads(config_lib.canonical(each, not_in_hash(each))) for each in (theirs, ours)
+        json.loads(config_lib.canonical(each, not_in_hash(each)))
+        for each in (setup.completed(checkpoints.read_json(path)), setup.resolved)
     )
     return {
-        key: f"config.{key} is {there!r} there and {here!r} here"
+        key: f"config.{key} is {there} there and {here} here"
         for key, there, here in _differing(theirs, ours, "")
     }
 
 
-def _differing(theirs: Any, ours: Any, where: str) -> list[tuple[str, Any, Any]]:
+def _differing(theirs: Any, ours: Any, where: str) -> list[tuple[str, str, str]]:
     if isinstance(theirs, dict) and isinstance(ours, dict):
         found = []
         for key in sorted(theirs.keys() | ours.keys()):
-            found += _differing(theirs.get(key), ours.get(key), f"{where}.{key}")
+            found += _differing(theirs.get(key, _ABSENT), ours.get(key, _ABSENT), f"{where}.{key}")
         return found
-    return [] if theirs == ours else [(where.removeprefix("."), theirs, ours)]
+    texts = ("not set" if each is _ABSENT else repr(each) for each in (theirs, ours))
+    return [] if theirs == ours else [(where.removeprefix("."), *texts)]
 
 
 def _within(key: str, sections: tuple[str, ...]) -> bool:

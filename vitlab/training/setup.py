@@ -20,7 +20,7 @@ from vitlab.errors import InputError
 from vitlab.models.build import has_layers
 from vitlab.ops import keys
 from vitlab.ops.backend import left_to_cublas
-from vitlab.tasks.task import task_class
+from vitlab.tasks.task import Task, task_class
 from vitlab.training import flops, parallelism, profiling
 from vitlab.training.device_data import DeviceData
 from vitlab.training.evaluator import make_evaluator
@@ -86,12 +86,9 @@ class Setup:
                     "config.data.presize is for images alone: boxes and masks would not fit them"
                 )
             self.source = Presized(self.source, exp.data.presize)
-        task = task_class(exp.task)
-        self.classes = classes = tuple(getattr(self.source, task.names, ()))
-        self.task = task.from_config(
-            exp.model, exp.loss, exp.augment, classes, jnp.dtype(exp.dtype()), self._axis_name
-        )
-        self.resolved = {**config_lib.as_dict(exp), **self.task.settings()}
+        names = task_class(exp.task).names
+        self.classes = classes = tuple(getattr(self.source, names, ()))
+        self.task, self.resolved = self._resolve(exp)
         self.hash = config_lib.hash_of(self.resolved, not_in_hash(self.resolved))
         self.evaluators = [
             make_evaluator(
@@ -145,6 +142,21 @@ class Setup:
         )
         self._check_metric_names(shape)
         self._origin: transfer.Origin | None = None
+
+    def _resolve(self, exp: Experiment) -> tuple[Task, dict[str, Any]]:
+        """Its task, and the config as nested dicts with every default."""
+        task = task_class(exp.task).from_config(
+            exp.model, exp.loss, exp.augment, self.classes, jnp.dtype(exp.dtype()), self._axis_name
+        )
+        return task, {**config_lib.as_dict(exp), **task.settings()}
+
+    def completed(self, resolved: dict[str, Any]) -> dict[str, Any]:
+        """The resolved config of a run of an earlier vitlab, with the keys that are new since then
+        at their defaults; as it is where it says what vitlab does not know any more."""
+        try:
+            return self._resolve(Experiment.from_config(resolved))[1]
+        except InputError:
+            return resolved
 
     @property
     def image_size(self) -> tuple[int, int]:
