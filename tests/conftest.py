@@ -22,7 +22,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 
 def pytest_configure(config):
     """Nearly all that the short tests do is compile: without LLVM's optimizations, which change
-    rounding at most, they take two thirds of the time. The slow ones run what users run."""
+    rounding at most, they take two thirds of the time. So does `.ci/run` with some slow ones."""
     if config.option.markexpr == "not slow":
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=0".strip()
