@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import math
 import pathlib
 import signal
 import threading
@@ -11,7 +10,6 @@ import time
 from typing import Any
 
 import jax
-import numpy as np
 from rich.console import Console
 
 from vitlab import checkpoints, distributed
@@ -22,6 +20,7 @@ from vitlab.training.evaluator import Evaluator, FeatureEvaluator
 from vitlab.training.feeding import FromDevice, FromHost
 from vitlab.training.journal import Journal
 from vitlab.training.memory import Memory
+from vitlab.training.pictures import Pictures
 from vitlab.training.profiling import Profile
 from vitlab.training.progress import Progress, clock, metrics_table
 from vitlab.training.setup import Setup
@@ -77,8 +76,7 @@ class _Run:
         self.experiment = setup.experiment
         self.memory = Memory.of(setup)
         self.evaluated_at: dict[str, int] = {}  # the step of an evaluator's last run
-        self.undrawn: dict[str, tuple[Any, dict[str, np.ndarray]]] = {}  # its outputs since then
-        self.drawn: dict[str, tuple[float, float]] = {}  # when, and how long it took
+        self.pictures = Pictures(workdir / "report", self.log)
         self.signum: int | None = None
         self.leader = jax.process_index() == 0
         self.progress: Progress | None = None
@@ -144,7 +142,7 @@ class _Run:
         if self.leader:
             name, log = f"{self.name}-{setup.hash}", exp.logging
             self.journal = Journal(
-                self.workdir, step, log.tensorboard, log.wandb, name, setup.resolved
+                self.workdir, step, log.tensorboard, log.wandb, name, setup.resolved, self.log
             )
             self.progress = Progress(self.console, step, setup.total)
         others_alive, begins = True, step
@@ -277,19 +275,8 @@ class _Run:
         self.evaluated_at[evaluator.name] = step
         self._alarm(step, *evaluator.alarms(metrics))
         if self.leader:
-            self.undrawn[evaluator.name] = (evaluator, outputs)
-            when, took = self.drawn.get(evaluator.name, (-math.inf, 0.0))
-            if time.monotonic() - when > 20 * took:  # pictures take a twentieth of the time at most
-                self._draw(evaluator.name)
+            self.pictures.offer(evaluator, outputs)
         return metrics
-
-    def _draw(self, name: str) -> None:
-        began = time.monotonic()
-        evaluator, outputs = self.undrawn.pop(name)
-        directory = self.workdir / "report" / name
-        directory.mkdir(parents=True, exist_ok=True)
-        evaluator.draw(outputs, directory)
-        self.drawn[name] = (time.monotonic(), time.monotonic() - began)
 
     def _alarm(self, step: int, *texts: str | None) -> None:
         for text in filter(None, texts):
@@ -344,8 +331,7 @@ class _Run:
         params = parallelism.to_host(state.params)
         if not self.leader:
             return {}
-        for name in list(self.undrawn):
-            self._draw(name)
+        self.pictures.finish()
         report.draw_curves(self.workdir)
         best = dataclasses.asdict(memory.best) if memory.best.value is not None else {}
         saved = {c.step: c for c in checkpoints.list_checkpoints(self.writer.directory)}
