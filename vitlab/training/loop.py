@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
 import pathlib
 import signal
 import threading
@@ -157,8 +158,9 @@ class _Run:
             if not self.memory.evaluated:
                 self._evaluate(state, step)
             done = self.memory.stopped or step >= setup.total
+            calls = itertools.count()
             while not done:
-                if distributed.preempted(step):
+                if distributed.preempted(next(calls)):
                     self.signum = signal.SIGTERM
                 if self.signum is not None:
                     self._save_and_stop(state, step, saved)
