@@ -117,7 +117,8 @@ def test_a_finished_run_says_so_and_another_config_is_refused(unbroken, capsys):
 
 
 @pytest.mark.slow
-def test_resuming_on_the_spot_gives_the_same_bits(unbroken, tmp_path):
+@pytest.mark.parametrize("evaluated", [True, False])
+def test_resuming_on_the_spot_gives_the_same_bits(unbroken, tmp_path, evaluated):
     # From the checkpoint of step 4, between two logs: records past it are cut, and what was
     # summed up since the last log comes from the checkpoint.
     workdir = tmp_path / "resumed"
@@ -125,6 +126,10 @@ def test_resuming_on_the_spot_gives_the_same_bits(unbroken, tmp_path):
     for directory in (workdir / "checkpoints").iterdir():
         if int(directory.name) > 4:
             shutil.rmtree(directory)
+    if not evaluated:  # as after SIGTERM in the evaluation, and SIGKILL after its second start
+        newest = checkpoints.locate(workdir)
+        (newest.path / "meta.json").write_text(json.dumps({**newest.meta(), "evaluated": False}))
+        (newest.path / "manifest.json").write_text("{}")
     (workdir / "result.json").unlink()
     assert main(arguments(workdir, profile="5:7")) == 0  # which changes nothing
     assert result(workdir)["fingerprint"] == result(unbroken)["fingerprint"]

@@ -14,7 +14,10 @@ from vitlab.training.journal import Journal
 
 
 def open_journal(workdir, after_step=0, tensorboard=False, log=print):
-    return Journal(workdir, after_step, tensorboard, wandb="", name="x", config={}, log=log)
+    def keep(record):
+        return record["step"] <= after_step
+
+    return Journal(workdir, after_step, keep, tensorboard, "", "x", {}, log)
 
 
 @contextlib.contextmanager
@@ -103,6 +106,16 @@ def test_a_full_disk_costs_whole_records_and_one_line_a_file(tmp_path):
     assert [e.step for e in events(tmp_path) if e.summary.value] == [1, 4]
 
 
+def test_every_start_tells_tensorboard_what_comes_again(tmp_path):
+    """Also that of a run which was killed before its first checkpoint."""
+    for after_step in (0, 0, 2):
+        log = open_journal(tmp_path, after_step, tensorboard=True)
+        log.write(after_step + 1, {"a": 1.0})
+        log.close()
+    starts = [e.step for e in events(tmp_path) if e.HasField("session_log")]
+    assert starts == [1, 1, 3]
+
+
 def test_event_files_are_those_that_tensorboard_reads(tmp_path):
     """The framing of tensorboardX's own writer, bit for bit."""
     from tensorboardX.record_writer import RecordWriter
@@ -128,7 +141,8 @@ def test_a_working_directory_is_one_run_of_weights_and_biases(tmp_path, monkeypa
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
     for directory in ("a", "a", "b"):  # begun, resumed, and the same config elsewhere
         (tmp_path / directory).mkdir(exist_ok=True)
-        Journal(tmp_path / directory, 0, False, "project", "x-1234", {"seed": 3}, print).close()
+        workdir = tmp_path / directory
+        Journal(workdir, 0, bool, False, "project", "x-1234", {"seed": 3}, print).close()
     first, resumed, other = (call.pop("id") for call in calls)
     assert first == resumed != other
     assert calls[0] == calls[1]

@@ -20,28 +20,26 @@ class EventFile:
     Args:
         directory: what TensorBoard is given; made if it is not there.
         purge_step: TensorBoard drops the events of this step and later ones that earlier files
-            hold; None lets them be.
+            hold.
 
     Raises:
         OSError: the file cannot be made; from `scalars`, `text` and `close`: it cannot be written.
     """
 
-    def __init__(self, directory: pathlib.Path, purge_step: int | None):
-        import tensorboardX  # not at the top: it takes half a second
+    def __init__(self, directory: pathlib.Path, purge_step: int):
+        from tensorboardX import summary  # not at the top: it takes half a second
         from tensorboardX.proto.event_pb2 import Event, SessionLog
         from tensorboardX.record_writer import masked_crc32c
 
-        self._event, self._summary = Event, tensorboardX.summary
-        self._checksum = masked_crc32c
+        self._event, self._summary, self._checksum = Event, summary, masked_crc32c
         directory.mkdir(exist_ok=True)
         name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
         self.path = directory / name
         self._file = RecordFile(self.path)
         # Written with the first event, as there may be no room now.
+        start = SessionLog(status=SessionLog.START)
         self._head = self._framed(file_version="brain.Event:2")
-        if purge_step is not None:
-            start = SessionLog(status=SessionLog.START)
-            self._head += self._framed(step=purge_step, session_log=start)
+        self._head += self._framed(step=purge_step, session_log=start)
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
         """Appends numbers by their names."""

@@ -10,6 +10,8 @@ from typing import Any
 from vitlab.training.event_file import EventFile
 from vitlab.training.record_file import RecordFile
 
+Record = dict[str, Any]
+
 
 class Journal:
     """Records of a run, one JSON object a line, each with its `step`.
@@ -18,8 +20,9 @@ class Journal:
 
     Args:
         workdir: the working directory.
-        after_step: records of later steps are cut: they belong to a run that was interrupted
-            and whose steps come again.
+        after_step: the run goes on from here.
+        keep: which of the records that are there stay; the others belong to a run that was
+            interrupted, and come again.
         tensorboard: whether to write TensorBoard events below `tensorboard/`.
         wandb: a Weights & Biases project, or empty.
         name: the run's name there, which runs of one config share; its id is of the working
@@ -35,6 +38,7 @@ class Journal:
         self,
         workdir: pathlib.Path,
         after_step: int,
+        keep: Callable[[Record], bool],
         tensorboard: bool,
         wandb: str,
         name: str,
@@ -55,15 +59,13 @@ class Journal:
                 resume="allow",
             )
         self.path = workdir / "metrics.jsonl"
-        kept = [r for r in read(self.path) if r["step"] <= after_step]
+        kept = [record for record in read(self.path) if keep(record)]
         partial = self.path.with_suffix(".partial")
         partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
         partial.replace(self.path)
         self._file = RecordFile(self.path)
         if tensorboard:
-            self._events = EventFile(
-                workdir / "tensorboard", after_step + 1 if after_step else None
-            )
+            self._events = EventFile(workdir / "tensorboard", after_step + 1)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Appends one record. Values are numbers; `step` is the number of steps done."""
@@ -115,7 +117,7 @@ def _wandb_id(path: pathlib.Path) -> str:
     return id
 
 
-def read(path: pathlib.Path) -> list[dict[str, Any]]:
+def read(path: pathlib.Path) -> list[Record]:
     """The records of a `metrics.jsonl`, up to one that a crash cut short or that is damaged."""
     records = []
     if path.exists():

@@ -141,9 +141,15 @@ class _Run:
         every_log = setup.steps(exp.logging.every)
         every_save = setup.steps(exp.checkpoint.every)
         if self.leader:
-            name, log = f"{self.name}-{setup.hash}", exp.logging
             self.journal = Journal(
-                self.workdir, step, log.tensorboard, log.wandb, name, setup.resolved, self.log
+                self.workdir,
+                step,
+                functools.partial(self.memory.knows, step=step),
+                exp.logging.tensorboard,
+                exp.logging.wandb,
+                f"{self.name}-{setup.hash}",
+                setup.resolved,
+                self.log,
             )
             self.progress = Progress(self.console, step, setup.total)
         others_alive, begins = True, step
