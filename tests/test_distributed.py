@@ -29,6 +29,16 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+# The command, taking many steps a call on data on the devices, as on GPUs.
+MANY_STEPS = """
+import sys
+from vitlab.main import main
+from vitlab.training import device_data
+device_data.STEPS_ON_CPU = 100
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 def start(workdir, devices, *flags, command=("-m", "vitlab.main"), **overrides):
     env = {**os.environ, "JAX_PLATFORMS": "cpu"}
     env["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
@@ -118,6 +128,26 @@ def test_one_process_killed_ends_the_other_and_the_run_goes_on(eight, tmp_path):
     outputs = [process.communicate(timeout=60)[0] for process in (first, second)]
     assert (first.returncode, second.returncode) == (143, 143), outputs
     assert f"going on from step {before}" in outputs[0]
+    last = checkpoints.list_checkpoints(workdir / "checkpoints")[-1].step
+    assert all(f"stopped by SIGTERM; step {last} is saved" in output for output in outputs)
+
+
+@slow
+def test_sigterm_stops_processes_that_take_many_steps_a_call(tmp_path):
+    workdir = tmp_path / "stopped"
+    settings = {
+        "total_steps": 100_000, "logging__every_steps": 100, "checkpoint__every_steps": 100,
+        "evaluators__test__every_steps": 100_000, "data__cache": "device",
+    }  # fmt: skip
+    first, second = start_two(workdir, command=("-c", MANY_STEPS), **settings)
+    wait_for_checkpoint(workdir, first)
+    second.send_signal(signal.SIGTERM)
+    try:
+        outputs = [process.communicate(timeout=60)[0] for process in (first, second)]
+    finally:
+        first.kill()
+        second.kill()
+    assert (first.returncode, second.returncode) == (143, 143), outputs
     last = checkpoints.list_checkpoints(workdir / "checkpoints")[-1].step
     assert all(f"stopped by SIGTERM; step {last} is saved" in output for output in outputs)
 

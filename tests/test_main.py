@@ -1,5 +1,6 @@
 """The command itself, on real digits with a tiny model: what it writes, resumes and refuses."""
 
+import errno
 import json
 import os
 import pathlib
@@ -18,6 +19,8 @@ from PIL import Image
 from vitlab import checkpoints
 from vitlab.main import main
 from vitlab.training import journal, lock
+from vitlab.training.evaluator import Evaluator
+from vitlab.training.record_file import RecordFile
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = {
@@ -135,7 +138,8 @@ def test_a_finished_run_says_so_and_another_config_is_refused(unbroken, capsys):
 
 
 @pytest.mark.slow
-def test_resuming_on_the_spot_gives_the_same_bits(unbroken, tmp_path):
+@pytest.mark.parametrize("evaluated", [True, False])
+def test_resuming_on_the_spot_gives_the_same_bits(unbroken, tmp_path, evaluated):
     # From the checkpoint of step 4, between two logs: records past it are cut, and what was
     # summed up since the last log comes from the checkpoint.
     workdir = tmp_path / "resumed"
@@ -143,6 +147,10 @@ def test_resuming_on_the_spot_gives_the_same_bits(unbroken, tmp_path):
     for directory in (workdir / "checkpoints").iterdir():
         if int(directory.name) > 4:
             shutil.rmtree(directory)
+    if not evaluated:  # as after SIGTERM in the evaluation, and SIGKILL after its second start
+        newest = checkpoints.locate(workdir)
+        (newest.path / "meta.json").write_text(json.dumps({**newest.meta(), "evaluated": False}))
+        (newest.path / "manifest.json").write_text("{}")
     (workdir / "result.json").unlink()
     assert main(arguments(workdir, profile="5:7")) == 0  # which changes nothing
     assert result(workdir)["fingerprint"] == result(unbroken)["fingerprint"]
@@ -441,8 +449,16 @@ def test_changed_data_are_not_resumed_on(tmp_path, capsys):
 def test_a_full_disk_fails_the_final_save_only(tmp_path, capsys, monkeypatch):
     usage = checkpoints.shutil.disk_usage("/")._replace(free=1000)
     monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda _: usage)
-    assert main(arguments(tmp_path / "full", total_steps=4)) == 1
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(RecordFile, "append", full)
+    monkeypatch.setattr(Evaluator, "draw", full)
+    assert main(arguments(tmp_path / "full", total_steps=4, logging__tensorboard=True)) == 1
     out, err = capsys.readouterr()
+    for file in ("metrics.jsonl", "tensorboard/events", "report"):
+        assert len(re.findall(rf"full/{file}.*: No space left on device; training goes", out)) == 1
     assert "checkpoint of step 2 was not saved: needs 18.0 KiB of room" in out
     assert err == "vitlab: error: the final checkpoint, of step 4, could not be saved\n"
 

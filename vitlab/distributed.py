@@ -112,6 +112,11 @@ def wait_for_all(place: str) -> None:
         multihost_utils.sync_global_devices(place)
 
 
-def preempted(step: int) -> bool:
-    """Whether SIGTERM came to any of several processes; all are told so at the same step."""
-    return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)
+def preempted(call: int) -> bool:
+    """Whether SIGTERM came to any of several processes; all are told so in the same call.
+
+    Args:
+        call: how many calls came before this one. Not the step: JAX agrees on a later number, and
+            says so at that very one, while several steps may be taken at once.
+    """
+    return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(call)

@@ -2,7 +2,9 @@ import itertools
 import multiprocessing
 import os
 import signal
-from contextlib import closing
+import subprocess
+import sys
+from contextlib import closing, suppress
 
 import numpy as np
 import pytest
@@ -231,6 +233,33 @@ def test_a_killed_worker_is_an_error(numbered, decode):
             os.kill(worker.pid, signal.SIGKILL)
         with pytest.raises(RuntimeError, match="terminated unexpectedly with exit code -9"):
             take(batches, 1000)
+
+
+# A run with one worker, whose id it prints.
+WITH_A_WORKER = """
+import multiprocessing, time
+from vitlab.data.pipeline import train_batches
+from vitlab.data.preprocess import Preprocess
+from vitlab.data.sources import open_source
+digits = open_source("digits", "train")
+decode = Preprocess.parse("decode(channels=1)|value_range(-1,1)")
+batches = train_batches(digits, decode, batch_size=4, seed=0, workers=1)
+next(batches)
+print(*(worker.pid for worker in multiprocessing.active_children()), flush=True)
+time.sleep(100)
+"""
+
+
+def test_workers_end_with_a_run_that_is_killed():
+    command = [sys.executable, "-c", WITH_A_WORKER]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
+        worker = int(run.stdout.readline())
+        run.kill()
+        try:
+            run.communicate(timeout=20)  # until nobody can write to its output any more
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGKILL)
 
 
 def test_closed_batches_are_at_their_end(numbered, decode):

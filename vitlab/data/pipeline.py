@@ -9,7 +9,10 @@ the batch index is the element that is split over them.
 """
 
 import dataclasses
+import multiprocessing
+import os
 import signal
+import threading
 import weakref
 from collections.abc import Callable
 from typing import Any, Literal
@@ -313,9 +316,16 @@ def _load_ahead(
 def _start_worker(worker_index: int, worker_count: int) -> None:
     """What is sent to all processes of a run is for the main one, which ends its workers itself."""
     del worker_index, worker_count
+    threading.Thread(target=_end_with_the_main_process, daemon=True).start()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     allocator.keep_freed_memory()
+
+
+def _end_with_the_main_process() -> None:
+    """One that was killed could not end its workers."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _stack(examples: list[Example], source: Source) -> Batch:

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-import math
+import itertools
 import pathlib
 import signal
 import threading
@@ -11,7 +11,6 @@ import time
 from typing import Any
 
 import jax
-import numpy as np
 from rich.console import Console
 
 from vitlab import checkpoints, distributed
@@ -22,6 +21,7 @@ from vitlab.training.evaluator import Evaluator, FeatureEvaluator
 from vitlab.training.feeding import FromDevice, FromHost
 from vitlab.training.journal import Journal
 from vitlab.training.memory import Memory
+from vitlab.training.pictures import Pictures
 from vitlab.training.profiling import Profile
 from vitlab.training.progress import Progress, clock, metrics_table
 from vitlab.training.setup import Setup
@@ -77,8 +77,7 @@ class _Run:
         self.experiment = setup.experiment
         self.memory = Memory.of(setup)
         self.evaluated_at: dict[str, int] = {}  # the step of an evaluator's last run
-        self.undrawn: dict[str, tuple[Any, dict[str, np.ndarray]]] = {}  # its outputs since then
-        self.drawn: dict[str, tuple[float, float]] = {}  # when, and how long it took
+        self.pictures = Pictures(workdir / "report", self.log)
         self.signum: int | None = None
         self.leader = jax.process_index() == 0
         self.progress: Progress | None = None
@@ -142,9 +141,15 @@ class _Run:
         every_log = setup.steps(exp.logging.every)
         every_save = setup.steps(exp.checkpoint.every)
         if self.leader:
-            name, log = f"{self.name}-{setup.hash}", exp.logging
             self.journal = Journal(
-                self.workdir, step, log.tensorboard, log.wandb, name, setup.resolved
+                self.workdir,
+                step,
+                functools.partial(self.memory.knows, step=step),
+                exp.logging.tensorboard,
+                exp.logging.wandb,
+                f"{self.name}-{setup.hash}",
+                setup.resolved,
+                self.log,
             )
             self.progress = Progress(self.console, step, setup.total)
         others_alive, begins = True, step
@@ -159,8 +164,9 @@ class _Run:
             if not self.memory.evaluated:
                 self._evaluate(state, step)
             done = self.memory.stopped or step >= setup.total
+            calls = itertools.count()
             while not done:
-                if distributed.preempted(step):
+                if distributed.preempted(next(calls)):
                     self.signum = signal.SIGTERM
                 if self.signum is not None:
                     self._save_and_stop(state, step, saved)
@@ -277,19 +283,8 @@ class _Run:
         self.evaluated_at[evaluator.name] = step
         self._alarm(step, *evaluator.alarms(metrics))
         if self.leader:
-            self.undrawn[evaluator.name] = (evaluator, outputs)
-            when, took = self.drawn.get(evaluator.name, (-math.inf, 0.0))
-            if time.monotonic() - when > 20 * took:  # pictures take a twentieth of the time at most
-                self._draw(evaluator.name)
+            self.pictures.offer(evaluator, outputs)
         return metrics
-
-    def _draw(self, name: str) -> None:
-        began = time.monotonic()
-        evaluator, outputs = self.undrawn.pop(name)
-        directory = self.workdir / "report" / name
-        directory.mkdir(parents=True, exist_ok=True)
-        evaluator.draw(outputs, directory)
-        self.drawn[name] = (time.monotonic(), time.monotonic() - began)
 
     def _alarm(self, step: int, *texts: str | None) -> None:
         for text in filter(None, texts):
@@ -344,8 +339,7 @@ class _Run:
         params = parallelism.to_host(state.params)
         if not self.leader:
             return {}
-        for name in list(self.undrawn):
-            self._draw(name)
+        self.pictures.finish()
         report.draw_curves(self.workdir)
         best = dataclasses.asdict(memory.best) if memory.best.value is not None else {}
         saved = {c.step: c for c in checkpoints.list_checkpoints(self.writer.directory)}

@@ -106,6 +106,13 @@ class Memory:
             best["best"] = self.best
         return Memory(**{**meta, **best, "loss": LossWatch(**meta.get("loss", {}))})
 
+    def knows(self, record: dict[str, Any], step: int) -> bool:
+        """Whether a record of `metrics.jsonl` was made before this memory was saved at a step."""
+        if record["step"] != step or self.evaluated:
+            return record["step"] <= step
+        # The evaluation of this step had not ended, and comes again.
+        return record in self.alarms if "alarm" in record else "learning_rate" in record
+
 
 def _short(value: Any) -> str:
     return f"{len(value)} ({', '.join(value[:5])} ...)" if isinstance(value, list) else str(value)
