@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from tests.training.test_peers import CHILD
+from vitlab import config as config_lib
 from vitlab.commands.cli import main
 from vitlab.training import peers
 
@@ -68,6 +69,30 @@ def test_data_need_not_be_there(capsys):
     assert "config.model.num_classes is 7 but the data have 10 classes" in capsys.readouterr().err
     assert main(["bench", *TINY, "--data", "real", "--config.data.source=folder:/nowhere"]) == 2
     assert "/nowhere" in capsys.readouterr().err
+
+
+def test_what_stands_in_for_the_mnist_family_has_its_size():
+    from vitlab.training.benchmark_data import prepare
+
+    lines = []
+    config = config_lib.load("configs/vit_fashion_mnist.py:path=/nowhere", [("batch_size", "8")])
+    setup, words = prepare(config, "synthetic", lines.append)
+    assert setup.example["image"].shape == (1, 28, 28, 1)
+    assert len(setup.source.class_names) == 10
+    assert words.startswith("a stand-in for idx:/nowhere")
+    assert [line.split(": ")[0] for line in lines] == [
+        "the data are not there, so 28 x 28 images of noise stand in for them"
+    ]
+
+
+def test_nothing_stands_in_for_images_of_an_unknown_size(capsys):
+    assert main(["bench", *TINY, "--config.data.source=folder:/nowhere"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(
+        "vitlab: error: the data are not there, and noise cannot stand in for them, as nothing in "
+        "config.data.preprocess sets the size of an image: folder /nowhere"
+    )
+    assert err.count("\n") == 1
 
 
 def test_a_peer_takes_turns(monkeypatch, capsys):

@@ -6,33 +6,20 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
 from vitlab.data.pipeline import train_batches
-from vitlab.data.sources import open_source
-from vitlab.data.stand_in import StandIn, Truth
-from vitlab.errors import InputError
 from vitlab.training import flops, footprint, parallelism, peers
-from vitlab.training.experiment import Experiment
+from vitlab.training.benchmark_data import Data, Log, prepare, random_batch
 from vitlab.training.feeding import FromDevice
 from vitlab.training.report import versions
 from vitlab.training.setup import Setup
 from vitlab.training.throughput import matmul_rate, peak_flops
 
-Data = Literal["synthetic", "real"]
-Log = Callable[[str], None]
-# What stands in for the data of a task: what is known of its images, and the classes of ImageNet,
-# COCO, ADE20K and COCO's panoptic segments.
-STAND_INS: dict[str, tuple[Truth, int]] = {
-    "classification": ("label", 1000),
-    "detection": ("objects", 80),
-    "segmentation": ("segments", 150),
-    "universal_segmentation": ("segments", 133),
-}
 _WARM_UP = 2  # steps
 _INPUT_SECONDS = 3.0
 _INPUT_BATCH = 64  # at most: images a second hardly depend on it, and few images come soon
@@ -72,9 +59,9 @@ def benchmark(
     """
     if against:
         peers.check_packages(against)
-    setup, source = _prepare(config, data, log)
+    setup, source = prepare(config, data, log)
     exp, device = setup.experiment, setup.mesh.devices.flat[0]
-    batch = _random_batch(setup)
+    batch = random_batch(setup)
     spec = peers.specification(against, setup, what, batch) if against else None
     rows, *shape = batch["image"].shape
     found: dict[str, Any] = {
@@ -110,40 +97,6 @@ def benchmark(
         count = found["parameters"]
         found["against"] = _compared(program, against, spec, count, steps, pairs, log)
     return found
-
-
-def _prepare(config: dict[str, Any], data: Data, log: Log) -> tuple[Setup, str]:
-    """The setup without what takes no part in a step, and what its data are in words."""
-    Experiment.from_config(config)  # as a run would, whatever is left out below
-    checkpoint = {**config.get("checkpoint", {}), "best": ""}
-    left_out = {"evaluators": {}, "early_stopping": {}, "init_from": "", "profile": ""}
-    config = {**config, **left_out, "checkpoint": checkpoint}
-    section = config.get("data", {})
-    name = section.get("source", "")
-    if data == "synthetic":
-        config["data"] = {**section, "cache": "", "presize": 0}
-    else:
-        setup = Setup(config)
-        if setup.experiment.data.presize:
-            setup.source.store(log)
-        return setup, name
-    words = f"random pixels as of {name}"
-    try:
-        source = open_source(name, section.get("split", "train"))
-    except (InputError, OSError) as error:
-        truth, classes = STAND_INS.get(config.get("task", ""), ("label", 0))
-        source = StandIn(truth, config.get("model", {}).get("num_classes") or classes)
-        words = f"a stand-in for {name}"
-        log(f"the data are not there, so JPEG files of noise stand in for them: {error}")
-    return Setup(config, source), words
-
-
-def _random_batch(setup: Setup) -> dict[str, np.ndarray]:
-    """The first example as often as the batch has rows, each with pixels of its own."""
-    rows = setup.experiment.batch_size
-    batch = {key: np.repeat(value, rows, axis=0) for key, value in setup.example.items()}
-    pixels = np.random.default_rng(0).integers(0, 256, batch["image"].shape, np.uint8)
-    return {**batch, "image": pixels, "id": np.arange(rows, dtype=np.int32)}
 
 
 @contextlib.contextmanager
