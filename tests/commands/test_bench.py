@@ -53,6 +53,27 @@ def test_all_that_is_measured(tmp_path, capsys):
     assert "against" not in found
 
 
+@pytest.mark.parametrize(
+    ("setting", "line", "measured"),
+    [
+        ("cache=device", "the data are on the device, which alone limits a run", None),
+        ("presize=4", "that is without config.data.presize, so --data real must say what limits a "
+         "run", {"images_per_second", "workers"}),
+    ],
+)  # fmt: skip
+def test_no_verdict_on_an_input_that_a_run_has_not(
+    monkeypatch, tmp_path, capsys, setting, line, measured
+):
+    from vitlab.training import benchmark
+
+    monkeypatch.setattr(benchmark, "_training", benchmark._forward)  # which compiles sooner
+    out = tmp_path / "bench.json"
+    bench(f"--config.data.{setting}", "--out", str(out))
+    assert capsys.readouterr().out.splitlines()[-1] == line
+    found = json.loads(out.read_text()).get("input")
+    assert measured == (found and found.keys())
+
+
 @pytest.mark.slow
 def test_data_need_not_be_there(capsys):
     """Nor do evaluators, or what the config starts from."""

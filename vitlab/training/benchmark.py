@@ -15,6 +15,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from vitlab.data.pipeline import train_batches
 from vitlab.training import flops, footprint, parallelism, peers
 from vitlab.training.benchmark_data import Data, Log, prepare, random_batch
+from vitlab.training.experiment import Experiment
 from vitlab.training.feeding import FromDevice
 from vitlab.training.report import versions
 from vitlab.training.setup import Setup
@@ -88,11 +89,15 @@ def benchmark(
     found["step"] = _timed(program, rows, steps, log)
     found["memory"] = _memory(program, device, log)
     found["arithmetic"] = _arithmetic(program, setup, rows, found["step"]["seconds"], log)
-    if what == "train" and setup.cache:
+    given = Experiment.from_config(config).data  # of which synthetic data leave out a part
+    if what == "train" and given.cache:
         log("the data are on the device, which alone limits a run")
     elif what == "train":
-        rate = found["step"]["images_per_second"]
-        found["input"] = _input(setup, program if data == "real" else None, rate, steps, log)
+        found["input"] = _input(setup, program if data == "real" else None, steps, log)
+        if given.presize and data == "synthetic":
+            log("that is without config.data.presize, so --data real must say what limits a run")
+        else:
+            found["input"] |= _limit(found["input"], found["step"], log)
     if against:
         count = found["parameters"]
         found["against"] = _compared(program, against, spec, count, steps, pairs, log)
@@ -255,10 +260,8 @@ def _memory(program: _Program, device: jax.Device, log: Log) -> dict[str, int | 
     return {"peak_bytes": peak, "planned_bytes": planned}
 
 
-def _input(
-    setup: Setup, program: _Program | None, device_rate: float, steps: int, log: Log
-) -> dict[str, Any]:
-    """The host's rate alone, with `program` also that of both together, and what limits a run."""
+def _input(setup: Setup, program: _Program | None, steps: int, log: Log) -> dict[str, Any]:
+    """The host's rate alone, and with `program` that of both together."""
     exp = setup.experiment
     with _batches(setup, min(exp.batch_size, _INPUT_BATCH)) as batches:
         next(batches)
@@ -272,12 +275,17 @@ def _input(
         with _batches(setup, exp.batch_size) as batches:
             found["together"] = _fed(program, batches, setup, steps)
         together = f"; {found['together']:,.1f} together"
-    slow, fast = sorted((alone, device_rate))
-    limit = found["limit"] = "input" if alone < device_rate else "device"
-    found["factor"] = fast / slow
     log(f"input alone {alone:,.1f} images/s, {exp.data.workers} workers{together}")
-    log(f"the {limit} limits a run: the other is {fast / slow:,.1f} times as fast")
     return found
+
+
+def _limit(host: dict[str, Any], step: dict[str, Any], log: Log) -> dict[str, Any]:
+    """Which of them limits a run."""
+    rates = {"input": host["images_per_second"], "device": step["images_per_second"]}
+    limit, other = sorted(rates, key=rates.get)
+    factor = rates[other] / rates[limit]
+    log(f"the {limit} limits a run: the other is {factor:,.1f} times as fast")
+    return {"limit": limit, "factor": factor}
 
 
 def _fed(program: _Program, batches: Iterator, setup: Setup, steps: int) -> float:
