@@ -23,7 +23,7 @@ import time
 import jax
 
 from vitlab import config as config_lib
-from vitlab.training import benchmark, flops, parallelism, peers
+from vitlab.training import benchmark_data, flops, parallelism, peers
 from vitlab.training.throughput import matmul_rate
 
 BEGAN = time.time()
@@ -72,10 +72,10 @@ def prepare(name):
         changed = {**changed, **TINY[name], "batch_size": "2"}
         config = config.replace("1024", "128")
     changed = {**changed, "data.workers": "0", "precision": "bfloat16"}
-    setup, _ = benchmark._prepare(
+    setup, _ = benchmark_data.prepare(
         config_lib.load(config, list(changed.items())), "synthetic", lambda line: None
     )
-    return setup, benchmark._random_batch(setup)
+    return setup, benchmark_data.random_batch(setup)
 
 
 class Step:

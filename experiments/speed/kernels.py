@@ -21,7 +21,7 @@ from jax.experimental import topologies  # noqa: E402
 
 from vitlab import config as config_lib  # noqa: E402
 from vitlab.ops import attention  # noqa: E402
-from vitlab.training import benchmark  # noqa: E402
+from vitlab.training import benchmark_data  # noqa: E402
 from vitlab.training.setup import CUBLAS  # noqa: E402
 
 H200 = """
@@ -91,7 +91,7 @@ def main():
     config, *changed = sys.argv[1:]
     changed = [tuple(each.split("=", 1)) for each in changed]
     changed += [("data.workers", "0"), ("precision", "bfloat16")]
-    setup, _ = benchmark._prepare(config_lib.load(config, changed), "synthetic", print)
+    setup, _ = benchmark_data.prepare(config_lib.load(config, changed), "synthetic", print)
     pretend()
     gpu = topologies.get_topology_desc(platform="cuda", target_config=H200, topology="1x1x1")
     mesh = jax.sharding.Mesh(gpu.devices, ("device",))

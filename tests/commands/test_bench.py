@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from tests.training.test_peers import CHILD
+from vitlab import config as config_lib
 from vitlab.commands.cli import main
 from vitlab.training import peers
 
@@ -52,6 +53,27 @@ def test_all_that_is_measured(tmp_path, capsys):
     assert "against" not in found
 
 
+@pytest.mark.parametrize(
+    ("setting", "line", "measured"),
+    [
+        ("cache=device", "the data are on the device, which alone limits a run", None),
+        ("presize=4", "that is without config.data.presize, so --data real must say what limits a "
+         "run", {"images_per_second", "workers"}),
+    ],
+)  # fmt: skip
+def test_no_verdict_on_an_input_that_a_run_has_not(
+    monkeypatch, tmp_path, capsys, setting, line, measured
+):
+    from vitlab.training import benchmark
+
+    monkeypatch.setattr(benchmark, "_training", benchmark._forward)  # which compiles sooner
+    out = tmp_path / "bench.json"
+    bench(f"--config.data.{setting}", "--out", str(out))
+    assert capsys.readouterr().out.splitlines()[-1] == line
+    found = json.loads(out.read_text()).get("input")
+    assert measured == (found and found.keys())
+
+
 @pytest.mark.slow
 def test_data_need_not_be_there(capsys):
     """Nor do evaluators, or what the config starts from."""
@@ -68,6 +90,30 @@ def test_data_need_not_be_there(capsys):
     assert "config.model.num_classes is 7 but the data have 10 classes" in capsys.readouterr().err
     assert main(["bench", *TINY, "--data", "real", "--config.data.source=folder:/nowhere"]) == 2
     assert "/nowhere" in capsys.readouterr().err
+
+
+def test_what_stands_in_for_the_mnist_family_has_its_size():
+    from vitlab.training.benchmark_data import prepare
+
+    lines = []
+    config = config_lib.load("configs/vit_fashion_mnist.py:path=/nowhere", [("batch_size", "8")])
+    setup, words = prepare(config, "synthetic", lines.append)
+    assert setup.example["image"].shape == (1, 28, 28, 1)
+    assert len(setup.source.class_names) == 10
+    assert words.startswith("a stand-in for idx:/nowhere")
+    assert [line.split(": ")[0] for line in lines] == [
+        "the data are not there, so 28 x 28 images of noise stand in for them"
+    ]
+
+
+def test_nothing_stands_in_for_images_of_an_unknown_size(capsys):
+    assert main(["bench", *TINY, "--config.data.source=folder:/nowhere"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(
+        "vitlab: error: the data are not there, and noise cannot stand in for them, as nothing in "
+        "config.data.preprocess sets the size of an image: folder /nowhere"
+    )
+    assert err.count("\n") == 1
 
 
 def test_a_peer_takes_turns(monkeypatch, capsys):

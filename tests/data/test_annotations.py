@@ -15,7 +15,7 @@ from vitlab.data.annotations import (
     duplicates,
 )
 from vitlab.data.preprocess import Preprocess
-from vitlab.data.preview import draw_objects
+from vitlab.data.preview import draw_classes, draw_objects
 from vitlab.data.targets import check_room
 from vitlab.errors import InputError
 from vitlab.evaluation.boxes import Detections, check
@@ -148,6 +148,14 @@ def test_what_is_drawn_has_the_colours_of_the_classes():
     assert outside.max() == 0
     small = draw_objects(np.zeros((10, 3000, 3), np.uint8), source().annotation(0), ())
     assert small.size == (3000, 10)
+
+
+@pytest.mark.parametrize("names", ["äöüßéñøłş", "αβγδω", "бвгдж"])
+def test_letters_of_many_languages_are_told_apart(names):
+    """What a font lacks it draws as one and the same box."""
+    dark = np.zeros((60, 80, 3), np.uint8)
+    pictures = {draw_classes(dark, [(name, 0.5)]).tobytes() for name in (*names, "\uffff")}
+    assert len(pictures) == len(names) + 1
 
 
 def test_room_for_boxes_is_checked_against_the_annotations():

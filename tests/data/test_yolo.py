@@ -110,6 +110,17 @@ def test_where_the_images_are(yolo, tmp_path, path, train, monkeypatch):
         assert {name: len(each) for name, each in by_name(source).items()} == {"a": 1, "b": 0}
 
 
+def test_files_that_are_no_images_are_counted_but_for_labels(yolo, tmp_path, write_image):
+    spec = yolo("train: [images/train, more]\nnames: [cat]\n", a="")
+    write_image(tmp_path / "more" / "b.png")
+    for name in ("more/b.txt", "more/c.heic", "images/train/d.HEIC", "images/train/e"):
+        (tmp_path / name).touch()
+    found = open_source(spec, "train")
+    assert len(found) == 2
+    line = "3 files are not read as images: 2 .heic, 1 no suffix"
+    assert folders.left_out([found, open_source(spec, "train")]) == line
+
+
 def test_labels_lie_where_the_last_images_of_the_path_is_replaced(tmp_path, write_image):
     root = tmp_path / "images" / "set"
     write_image(root / "images" / "train" / "a.b.JPG", size=(10, 20))

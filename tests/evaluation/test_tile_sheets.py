@@ -1,4 +1,5 @@
 import io
+import warnings
 
 import numpy as np
 import pytest
@@ -91,3 +92,12 @@ def test_cells_cover_their_own_pixels():
         enlarged(cells, 4, (6, 11)), np.kron(cells, np.ones((4, 4)))[:6, :11]
     )
     assert (enlarged(cells, 4, (10, 14))[8:, 12:] == 5).all()
+
+
+def test_letters_that_the_font_lacks_are_drawn_without_a_warning(tmp_path):
+    """Which would stand in the middle of a run's log."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tile = Tile(np.zeros((8, 8, 3), np.uint8), "猫")
+        tile_sheet([[tile]], tmp_path / "sheet.png", "日本")
+    assert (tmp_path / "sheet.png").exists()

@@ -179,8 +179,9 @@ def test_what_rows_and_columns_of_a_grid_add_is_a_bias(by_cudnn, monkeypatch, ma
     for got, expected in zip(results(*half), exact, strict=True):
         assert np.abs(got - expected).max() < 0.03 * np.abs(expected).max()
     assert by_cudnn == [(2, 4, 3, 16)]
-    with pytest.raises(InputError, match="of 12 keys in a grid"):
-        attention(q, k, v, mask, (columns, columns))
+    for function, given in ((attention, (q, k, v)), (attention_weights, (q, k))):
+        with pytest.raises(InputError, match="of 12 keys in a grid"):
+            function(*given, mask, (columns, columns))
 
 
 ON_FOUR = """
@@ -246,10 +247,34 @@ def test_nothing_is_cudnns_without_it():
     assert evened(jax.ShapeDtypeStruct((256, 197, 768), jnp.bfloat16)) == 197
 
 
-@pytest.mark.parametrize("mask", [jnp.ones((2, 7)), jnp.ones((2, 5, 7), bool)])
-def test_a_mask_of_another_kind_is_refused(arrays, mask):
-    with pytest.raises(InputError, match=r"bool\[batch, keys\]"):
-        attention(*arrays, mask)
+@pytest.mark.parametrize(
+    ("dtype", "shape"),
+    [
+        ("float32", (2, 7)),
+        ("bool", ()),
+        ("bool", (2,)),
+        ("bool", (2, 6)),
+        ("bool", (3, 7)),
+        ("bool", (2, 1)),  # which would be broadcast
+        ("bool", (2, 5, 7)),
+        ("bool", (2, 2, 5, 7)),
+        ("bool", (2, 3, 4, 7)),
+        ("int32", (3,)),
+        ("int32", (1,)),
+        ("int32", (2, 7)),
+    ],
+)
+def test_a_mask_of_another_form_is_refused(arrays, dtype, shape):
+    for function, given in ((attention, arrays), (attention_weights, arrays[:2])):
+        with pytest.raises(InputError, match=r"bool\[batch, keys\].* \[2, 3, 5, 7\]$"):
+            function(*given, mask=jnp.ones(shape, dtype))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 5, 6), (2, 3, 5, 1), (2, 2, 5, 7), (3, 5, 7), (7,)])
+def test_a_bias_of_another_form_is_refused(arrays, shape):
+    for function, given in ((attention, arrays), (attention_weights, arrays[:2])):
+        with pytest.raises(InputError, match=r"bias is .* keys\] of \[2, 3, 5, 7\]$"):
+            function(*given, bias=jnp.ones(shape))
 
 
 def test_weights_are_those_that_the_values_get():

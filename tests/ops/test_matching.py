@@ -136,6 +136,11 @@ def test_more_targets_than_queries_are_refused_in_one_line():
         hungarian(jnp.zeros((2, 4, 3)), jnp.zeros(2, jnp.int32))
 
 
+def test_no_targets_have_no_queries():
+    found = hungarian(jnp.zeros((2, 0, 5)), jnp.zeros(2, jnp.int32))
+    assert (found.shape, found.dtype) == ((2, 0), jnp.int32)
+
+
 def test_no_gradient_goes_through():
     cost = jnp.asarray(np.random.default_rng(0).normal(size=(1, 3, 4)), jnp.float32)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from vitlab.data.annotations import RLE, Annotation, Annotations, Object, Record, Segmentation
-from vitlab.data.folders import place_in_order, read_file, read_size
+from vitlab.data.folders import OtherFiles, place_in_order, read_file, read_size
 from vitlab.data.segments import BACKGROUND, Segments, from_objects
 from vitlab.data.splits import resolve, split_names
 from vitlab.errors import InputError
@@ -47,6 +47,9 @@ class AnnotatedSource:
                 )
         self.class_names, self.category_ids = first[1].class_names, first[1].category_ids
         self.notes = [note for each in found.values() for note in each.notes]
+        self.other_files: OtherFiles = {}
+        for each in found.values():
+            self.other_files |= each.other_files
         ordered = {
             name: sorted(each.records, key=lambda record: place_in_order(record.name))
             for name, each in found.items()

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vitlab.data.folders import OtherFiles
+
 
 class RLE(NamedTuple):
     """A mask as COCO writes it: lengths of runs down the columns, the first of them of zeros."""
@@ -124,12 +126,14 @@ class Annotations:
         records: one for each image.
         notes: one line for each thing that is odd and that was mended, or left out, by the reader,
             such as "train/a.xml:12: box of 'cat' has no area".
+        other_files: what lies in folders of images and is not read, see `vitlab.data.folders`.
     """
 
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
     records: tuple[Record, ...]
     notes: tuple[str, ...] = ()
+    other_files: OtherFiles = dataclasses.field(default_factory=dict)
 
 
 def duplicates(values: Sequence[Any]) -> list[Any]:

@@ -87,7 +87,7 @@ class FolderSource:
         for name, folder in classes.items():
             if name not in self.class_names:
                 raise InputError(f"folder {folder}: the split train has no class {name!r}")
-            found, self.other_files[os.fspath(folder)] = _told_apart(folder)
+            found, self.other_files[os.fspath(folder)] = told_apart(folder)
             if not found:
                 raise InputError(f"class folder {folder} {no_image(folder)}: remove it")
             label = self.class_names.index(name)
@@ -120,7 +120,7 @@ class ImagesSource:
         if not root.is_dir():
             raise InputError(f"images {root} does not exist or is not a folder")
         self._root = os.fspath(root)
-        images, others = _told_apart(root)
+        images, others = told_apart(root)
         self.other_files = {self._root: others}
         if not images:
             raise InputError(f"images {root} {no_image(root)}")
@@ -258,7 +258,7 @@ def image_files(folder: epath.Path) -> Iterator[str]:
 
 def no_image(folder: epath.Path) -> str:
     """That there is none in a folder, for an error, and what there is instead."""
-    others = _counted(_told_apart(folder)[1])
+    others = _counted(told_apart(folder)[1])
     kinds = ", ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
     return f"holds no image ({kinds})" + (f" but {others}" if others else "")
 
@@ -287,7 +287,7 @@ def _counted(found: dict[str, int]) -> str:
     return ", ".join([f"{n} {suffix}" for suffix, n in most[:_SHOWN]] + more)
 
 
-def _told_apart(folder: epath.Path) -> tuple[list[str], dict[str, int]]:
+def told_apart(folder: epath.Path) -> tuple[list[str], dict[str, int]]:
     """`image_files`, and how many others there are of each suffix."""
     images, others = [], Counter()
     for name in _files(folder):

@@ -1,6 +1,7 @@
 """Pictures of an image with the objects or segments that are annotated or found in it, to look
 at."""
 
+import os
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -50,7 +51,7 @@ def draw_objects(
     for i in order:
         corners = _corners(annotation.boxes[i] * zoom, size)
         _outline(draw, corners, _color(annotation.labels[i]), line, dashed=annotation.crowd[i])
-    font = ImageFont.load_default(max(12, max(size) // 85))
+    font = _font(max(12, max(size) // 85))
     for i in order:
         flags = [f for f in ("crowd", "difficult") if getattr(annotation, f)[i]]
         score = [] if scores is None else [f"{scores[i]:.0%}"]
@@ -92,7 +93,7 @@ def draw_classes(image: np.ndarray, classes: Sequence[tuple[str, float]]) -> Ima
         The picture in RGB, the image at the top in its size or a multiple of it.
     """
     picture, _ = _enlarged(image)
-    font = ImageFont.load_default(max(12, max(picture.size) // 45))
+    font = _font(max(12, max(picture.size) // 45))
     line = round(font.size * 1.6)
     names = max((font.getlength(name) for name, _ in classes), default=0)
     left, right = round(names) + line, round(font.getlength("100.0%")) + line
@@ -123,7 +124,7 @@ def _fill(picture: Image.Image, zoom: int, segments: Segments, names: Sequence[s
 
 
 def _with_legend(picture: Image.Image, segments: Segments, names: Sequence[str]) -> Image.Image:
-    font = ImageFont.load_default(max(12, max(picture.size) // 60))
+    font = _font(max(12, max(picture.size) // 60))
     line = round(font.size * 1.6)
     rows = []
     for crowd in (False, True):
@@ -153,6 +154,15 @@ def _enlarged(image: np.ndarray) -> tuple[Image.Image, int]:
     picture = Image.fromarray(np.ascontiguousarray(image))
     size = (picture.width * zoom, picture.height * zoom)
     return picture.resize(size, Image.Resampling.NEAREST), zoom
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which has Latin, Greek and Cyrillic letters; Pillow's own has hardly more than
+    ASCII."""
+    import matplotlib  # whose font it is, and which takes a moment, so only now
+
+    path = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+    return ImageFont.truetype(path, size)
 
 
 def _color(label: int) -> tuple[int, ...]:

@@ -24,21 +24,23 @@ class StandIn:
     Args:
         truth: what is known of each image: its label; seven objects; or five segments.
         classes: how many there are; 0 of images without labels.
+        mnist: whether the images are not such files but uint8[28, 28], as `idx:` has them, with
+            labels.
     """
 
-    def __init__(self, truth: Truth, classes: int):
+    def __init__(self, truth: Truth, classes: int, mnist: bool = False):
         self.class_names = tuple(f"class {i}" for i in range(classes))
         self.segment_names, self.things = self.class_names, (True,) * classes
         self.category_ids = tuple(range(1, classes + 1))
         self.ranges = (Range("train", 0, EXAMPLES),)
         self._truth: Truth = truth
-        self._files = [_jpeg(seed) for seed in range(8)]
+        self._images = [_digit(seed) if mnist else _jpeg(seed) for seed in range(8)]
 
     def __len__(self) -> int:
         return EXAMPLES
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        example: dict[str, Any] = {"image": self._files[index % len(self._files)]}
+        example: dict[str, Any] = {"image": self._images[index % len(self._images)]}
         if self._truth == "objects":
             return {**example, "objects": self.annotation(index)}
         if self._truth == "segments":
@@ -81,3 +83,7 @@ def _jpeg(seed: int) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=90)
     return file.getvalue()
+
+
+def _digit(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (28, 28), np.uint8)

@@ -12,12 +12,13 @@ from etils import epath
 from vitlab.data.annotated import AnnotatedSource
 from vitlab.data.annotations import Annotations, Object, Record, brief, duplicates
 from vitlab.data.folders import (
+    OtherFiles,
     holds_images,
-    image_files,
     read_file,
     read_lines,
     read_size,
     subfolders,
+    told_apart,
 )
 from vitlab.data.splits import INSTEAD
 from vitlab.errors import InputError
@@ -64,9 +65,11 @@ def open_yolo(place: str, options: dict[str, str], split: str, spec: str) -> Ann
             there = ", ".join(layout.splits) or "none"
             hint = f"; {INSTEAD}" if there == "train" else ""
             raise InputError(f"{spec}: split {name!r} does not exist: there is {there}{hint}")
-        images = sorted(set(_images(layout.splits[name], layout.root, f"{path}: {name}")))
+        others: OtherFiles = {}
+        where = f"{path}: {name}"
+        images = sorted(set(_images(layout.splits[name], layout.root, where, others)))
         records = (_record(image, number, layout) for number, image in enumerate(images, 1))
-        return Annotations(layout.class_names, ids, tuple(records), notes)
+        return Annotations(layout.class_names, ids, tuple(records), notes, others)
 
     return AnnotatedSource(spec, split, read)
 
@@ -172,11 +175,12 @@ def _text(value: Any, where: str) -> str:
     return value
 
 
-def _images(place: Any, root: epath.Path, where: str) -> Iterator[str]:
-    """The paths of the images in a folder, in a .txt file, or in a list of those."""
+def _images(place: Any, root: epath.Path, where: str, others: OtherFiles) -> Iterator[str]:
+    """The paths of the images in a folder, in a .txt file, or in a list of those; and of folders
+    what else lies there, but for labels and the data set's own yaml."""
     if isinstance(place, list):
         for i, each in enumerate(place):
-            yield from _images(each, root, f"{where}[{i}]")
+            yield from _images(each, root, f"{where}[{i}]", others)
         return
     path = root / _text(place, where)
     if not path.exists() and (root / place.removeprefix("../")).exists():
@@ -186,7 +190,9 @@ def _images(place: Any, root: epath.Path, where: str) -> Iterator[str]:
         lines = read_lines(os.fspath(path))
         yield from (os.fspath(path.parent / line.strip()) for line in lines if line.strip())
     elif path.is_dir():
-        yield from (os.path.join(path, name) for name in image_files(path))
+        images, found = told_apart(path)
+        others[os.fspath(path)] = {k: n for k, n in found.items() if k not in (".txt", ".yaml")}
+        yield from (os.path.join(path, name) for name in images)
     else:
         raise InputError(f"{where}: {path} is neither a folder nor a .txt file")
 

@@ -5,9 +5,11 @@ global state and no display. Colours are Okabe and Ito's, which colour-blind rea
 Text is never read as mathematics: class names may hold "$" and "_".
 """
 
+import contextlib
 import io
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from etils import epath
@@ -291,10 +293,19 @@ def shorten(text: str, length: int) -> str:
     return text[: length - 1 - tail] + "…" + text[-tail:]
 
 
+@contextlib.contextmanager
+def boxes_for_missing_letters() -> Iterator[None]:
+    """Without matplotlib's warning of each letter that its font lacks, as it does Chinese ones."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        yield
+
+
 def write(figure: Figure, path: epath.PathLike) -> None:
     """Writes a figure as a PNG, making its folder; bytes first, so that a bucket will do."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, facecolor="white")
+    with boxes_for_missing_letters():
+        figure.savefig(buffer, format="png", dpi=DPI, facecolor="white")
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(buffer.getvalue())

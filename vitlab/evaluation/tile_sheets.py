@@ -13,7 +13,14 @@ from matplotlib.font_manager import FontProperties
 from PIL import Image
 
 from vitlab.errors import InputError
-from vitlab.evaluation.pictures import DPI, INK, nothing, shorten, write
+from vitlab.evaluation.pictures import (
+    DPI,
+    INK,
+    boxes_for_missing_letters,
+    nothing,
+    shorten,
+    write,
+)
 
 # Pixels of a tile: by a whole factor it is enlarged to the first width at least, that captions fit,
 # and made smaller to the second for its longer side at most.
@@ -117,7 +124,9 @@ def _text_width(text: str, size: float) -> float:
     """In pixels."""
     figure = Figure(dpi=DPI)
     renderer = FigureCanvasAgg(figure).get_renderer()
-    width, _, _ = renderer.get_text_width_height_descent(text, FontProperties(size=size), False)
+    properties = FontProperties(size=size)
+    with boxes_for_missing_letters():
+        width, _, _ = renderer.get_text_width_height_descent(text, properties, False)
     return width
 
 

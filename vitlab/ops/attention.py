@@ -50,9 +50,9 @@ def attention(
         InputError: the mask or the bias is of no such form.
     """
     (batch, queries, heads, head_dim), keys = query.shape, key.shape[1]
-    _check_grid(bias, (batch, heads, queries), keys)
+    _check_bias(bias, (batch, heads, queries), keys)
     lengths = mask if mask is not None and mask.ndim == 1 else None
-    mask = _of_all_axes(mask, keys)
+    mask = _of_all_axes(mask, (batch, heads, queries, keys))
     fused = value.dtype == jnp.bfloat16 and _fused(batch, heads, queries, keys)
     if fused and queries % 2 == keys % 2 == head_dim % 8 == 0 and head_dim <= _CUDNN_WIDTH:
         scale = head_dim**-0.5
@@ -91,7 +91,9 @@ def attention_weights(
         InputError: see `attention`.
     """
     query, key = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in (query, key))
-    mask = _of_all_axes(mask, key.shape[1])
+    (batch, queries, heads, _), keys = query.shape, key.shape[1]
+    _check_bias(bias, (batch, heads, queries), keys)
+    mask = _of_all_axes(mask, (batch, heads, queries, keys))
     return jax.nn.softmax(_logits(query, key, mask, _of_all_keys(bias)), axis=-1)
 
 
@@ -176,8 +178,15 @@ def _sides(bias):
     return sum(x.shape[-1] for x in bias)
 
 
-def _check_grid(bias, shape, keys):
+def _check_bias(bias, shape, keys):
+    if bias is None:
+        return
     if not isinstance(bias, tuple):
+        if not _fits(bias.shape, (*shape, keys)):
+            raise InputError(
+                f"attention bias is {bias.dtype}{list(bias.shape)}, not f[batch or 1, heads or 1, "
+                f"queries or 1, keys] of {[*shape, keys]}"
+            )
         return
     rows, columns = (x.shape for x in bias)
     if rows[:-1] != shape or columns[:-1] != shape or rows[-1] * columns[-1] != keys:
@@ -206,14 +215,27 @@ def _logits(query, key, mask, bias):
     return logits
 
 
-def _of_all_axes(mask, keys):
+def _of_all_axes(mask, shape):
+    """The mask as bool[batch or 1, heads or 1, queries or 1, keys], of whose sizes is `shape`."""
     if mask is None:
         return None
-    if mask.ndim == 1 and jnp.issubdtype(mask.dtype, jnp.integer):
-        mask = jnp.arange(keys) < mask[:, None]
-    if mask.dtype != jnp.bool_ or mask.ndim not in (2, 4):
+    full = mask
+    if mask.shape == shape[:1] and jnp.issubdtype(mask.dtype, jnp.integer):
+        full = jnp.arange(shape[-1]) < mask[:, None]
+    if full.ndim == 2:
+        full = full[:, None, None, :]
+    if full.dtype != jnp.bool_ or not _fits(full.shape, shape):
         raise InputError(
             f"attention mask is {mask.dtype}{list(mask.shape)}, not bool[batch, keys], "
-            "bool[batch or 1, heads or 1, queries or 1, keys] or i32[batch]"
+            "bool[batch or 1, heads or 1, queries or 1, keys] or i32[batch] of "
+            f"[batch, heads, queries, keys] {list(shape)}"
         )
-    return mask[:, None, None, :] if mask.ndim == 2 else mask
+    return full
+
+
+def _fits(found, shape):
+    """Whether a shape is `shape`, or 1 on axes before the last. A model that is exported has sizes
+    that are no numbers, and of which nothing but equality is known."""
+    pairs = zip(found, shape, strict=False)
+    same = len(found) == len(shape) and all(size in (1, whole) for size, whole in pairs)
+    return same and found[-1] == shape[-1]

@@ -33,7 +33,9 @@ def hungarian(cost: Array, num_targets: Array) -> Array:
     Raises:
         InputError: there are more targets than queries.
     """
-    _, targets, queries = cost.shape
+    batch, targets, queries = cost.shape
+    if targets == 0:
+        return jnp.zeros((batch, 0), jnp.int32)
     if targets > queries:
         raise InputError(
             f"{targets} targets cannot each be matched with one of {queries} queries: "

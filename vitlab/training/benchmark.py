@@ -6,33 +6,21 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
 from vitlab.data.pipeline import train_batches
-from vitlab.data.sources import open_source
-from vitlab.data.stand_in import StandIn, Truth
-from vitlab.errors import InputError
 from vitlab.training import flops, footprint, parallelism, peers
+from vitlab.training.benchmark_data import Data, Log, prepare, random_batch
 from vitlab.training.experiment import Experiment
 from vitlab.training.feeding import FromDevice
 from vitlab.training.report import versions
 from vitlab.training.setup import Setup
 from vitlab.training.throughput import matmul_rate, peak_flops
 
-Data = Literal["synthetic", "real"]
-Log = Callable[[str], None]
-# What stands in for the data of a task: what is known of its images, and the classes of ImageNet,
-# COCO, ADE20K and COCO's panoptic segments.
-STAND_INS: dict[str, tuple[Truth, int]] = {
-    "classification": ("label", 1000),
-    "detection": ("objects", 80),
-    "segmentation": ("segments", 150),
-    "universal_segmentation": ("segments", 133),
-}
 _WARM_UP = 2  # steps
 _INPUT_SECONDS = 3.0
 _INPUT_BATCH = 64  # at most: images a second hardly depend on it, and few images come soon
@@ -72,9 +60,9 @@ def benchmark(
     """
     if against:
         peers.check_packages(against)
-    setup, source = _prepare(config, data, log)
+    setup, source = prepare(config, data, log)
     exp, device = setup.experiment, setup.mesh.devices.flat[0]
-    batch = _random_batch(setup)
+    batch = random_batch(setup)
     spec = peers.specification(against, setup, what, batch) if against else None
     rows, *shape = batch["image"].shape
     found: dict[str, Any] = {
@@ -101,49 +89,19 @@ def benchmark(
     found["step"] = _timed(program, rows, steps, log)
     found["memory"] = _memory(program, device, log)
     found["arithmetic"] = _arithmetic(program, setup, rows, found["step"]["seconds"], log)
-    if what == "train" and setup.cache:
+    given = Experiment.from_config(config).data  # of which synthetic data leave out a part
+    if what == "train" and given.cache:
         log("the data are on the device, which alone limits a run")
     elif what == "train":
-        rate = found["step"]["images_per_second"]
-        found["input"] = _input(setup, program if data == "real" else None, rate, steps, log)
+        found["input"] = _input(setup, program if data == "real" else None, steps, log)
+        if given.presize and data == "synthetic":
+            log("that is without config.data.presize, so --data real must say what limits a run")
+        else:
+            found["input"] |= _limit(found["input"], found["step"], log)
     if against:
         count = found["parameters"]
         found["against"] = _compared(program, against, spec, count, steps, pairs, log)
     return found
-
-
-def _prepare(config: dict[str, Any], data: Data, log: Log) -> tuple[Setup, str]:
-    """The setup without what takes no part in a step, and what its data are in words."""
-    Experiment.from_config(config)  # as a run would, whatever is left out below
-    checkpoint = {**config.get("checkpoint", {}), "best": ""}
-    left_out = {"evaluators": {}, "early_stopping": {}, "init_from": "", "profile": ""}
-    config = {**config, **left_out, "checkpoint": checkpoint}
-    section = config.get("data", {})
-    name = section.get("source", "")
-    if data == "synthetic":
-        config["data"] = {**section, "cache": "", "presize": 0}
-    else:
-        setup = Setup(config)
-        if setup.experiment.data.presize:
-            setup.source.store(log)
-        return setup, name
-    words = f"random pixels as of {name}"
-    try:
-        source = open_source(name, section.get("split", "train"))
-    except (InputError, OSError) as error:
-        truth, classes = STAND_INS.get(config.get("task", ""), ("label", 0))
-        source = StandIn(truth, config.get("model", {}).get("num_classes") or classes)
-        words = f"a stand-in for {name}"
-        log(f"the data are not there, so JPEG files of noise stand in for them: {error}")
-    return Setup(config, source), words
-
-
-def _random_batch(setup: Setup) -> dict[str, np.ndarray]:
-    """The first example as often as the batch has rows, each with pixels of its own."""
-    rows = setup.experiment.batch_size
-    batch = {key: np.repeat(value, rows, axis=0) for key, value in setup.example.items()}
-    pixels = np.random.default_rng(0).integers(0, 256, batch["image"].shape, np.uint8)
-    return {**batch, "image": pixels, "id": np.arange(rows, dtype=np.int32)}
 
 
 @contextlib.contextmanager
@@ -302,10 +260,8 @@ def _memory(program: _Program, device: jax.Device, log: Log) -> dict[str, int | 
     return {"peak_bytes": peak, "planned_bytes": planned}
 
 
-def _input(
-    setup: Setup, program: _Program | None, device_rate: float, steps: int, log: Log
-) -> dict[str, Any]:
-    """The host's rate alone, with `program` also that of both together, and what limits a run."""
+def _input(setup: Setup, program: _Program | None, steps: int, log: Log) -> dict[str, Any]:
+    """The host's rate alone, and with `program` that of both together."""
     exp = setup.experiment
     with _batches(setup, min(exp.batch_size, _INPUT_BATCH)) as batches:
         next(batches)
@@ -319,12 +275,17 @@ def _input(
         with _batches(setup, exp.batch_size) as batches:
             found["together"] = _fed(program, batches, setup, steps)
         together = f"; {found['together']:,.1f} together"
-    slow, fast = sorted((alone, device_rate))
-    limit = found["limit"] = "input" if alone < device_rate else "device"
-    found["factor"] = fast / slow
     log(f"input alone {alone:,.1f} images/s, {exp.data.workers} workers{together}")
-    log(f"the {limit} limits a run: the other is {fast / slow:,.1f} times as fast")
     return found
+
+
+def _limit(host: dict[str, Any], step: dict[str, Any], log: Log) -> dict[str, Any]:
+    """Which of them limits a run."""
+    rates = {"input": host["images_per_second"], "device": step["images_per_second"]}
+    limit, other = sorted(rates, key=rates.get)
+    factor = rates[other] / rates[limit]
+    log(f"the {limit} limits a run: the other is {factor:,.1f} times as fast")
+    return {"limit": limit, "factor": factor}
 
 
 def _fed(program: _Program, batches: Iterator, setup: Setup, steps: int) -> float:
