@@ -38,6 +38,19 @@ device_data.STEPS_ON_CPU = 100
 sys.exit(main(sys.argv[1:]))
 """
 
+# The command, whose process 1 is slow to end with its error.
+LATE = """
+import sys, time
+from vitlab import distributed
+from vitlab.main import main
+leave = distributed.leave
+def late(*arguments):
+    time.sleep(3 * distributed.jax.process_index())
+    leave(*arguments)
+distributed.leave = late
+sys.exit(main(sys.argv[1:]))
+"""
+
 
 def start(workdir, devices, *flags, command=("-m", "vitlab.main"), **overrides):
     env = {**os.environ, "JAX_PLATFORMS": "cpu"}
@@ -150,6 +163,15 @@ def test_sigterm_stops_processes_that_take_many_steps_a_call(tmp_path):
     assert (first.returncode, second.returncode) == (143, 143), outputs
     last = checkpoints.list_checkpoints(workdir / "checkpoints")[-1].step
     assert all(f"stopped by SIGTERM; step {last} is saved" in output for output in outputs)
+
+
+@slow
+def test_every_process_ends_with_the_code_of_an_error_of_all(tmp_path):
+    """JAX aborts those that lose process 0, which must wait for them."""
+    processes = start_two(tmp_path / "wrong", command=("-c", LATE), model__patch_size=3)
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], outputs
+    assert all("whole patches of 3" in output for output in outputs)
 
 
 @slow

@@ -4,10 +4,12 @@ What is decided by one of them alone (a full disk, a damaged file) must be known
 next collective, or they wait for each other forever.
 """
 
+import contextlib
 import importlib.util
 import os
 import re
 import sys
+import threading
 
 import jax
 import numpy as np
@@ -17,6 +19,9 @@ from vitlab.errors import InputError
 
 # A process that has not been heard of for this long is taken for dead, and ends the others.
 HEARTBEAT_SECONDS = 30
+
+# How long a process that ends with an error waits for the others to end too.
+_LEAVE_SECONDS = 10
 
 
 def start(coordinator: str = "", process_id: int = -1, num_processes: int = 0) -> None:
@@ -70,14 +75,27 @@ def _slurm_devices() -> dict[str, list[int]]:
 
 
 def leave(code: int, last_words: str = "") -> None:
-    """Ends one of several processes, which failed; the others notice that it is gone.
+    """Ends one of several processes with an error, theirs as well or its own alone.
 
-    An exit in the usual way would wait for them, while they wait for this one's arrays.
+    If all end (a signal, a wrong config), process 0 must not be the first: JAX aborts whoever
+    loses it, whatever exit code that one was about to give. If it fails alone, the others may be
+    waiting for its arrays; they notice that it is gone.
     """
-    if jax.process_count() > 1:
-        print(last_words, end="", file=sys.stderr)
-        sys.stdout.flush()
-        sys.stderr.flush()
+    if jax.process_count() == 1:
+        return
+    print(last_words, end="", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+
+    def disconnect():
+        with contextlib.suppress(RuntimeError):  # the others are gone
+            jax.distributed.shutdown()
+
+    together = threading.Thread(target=disconnect, daemon=True)
+    together.start()
+    try:
+        together.join(_LEAVE_SECONDS)
+    finally:  # Ctrl-C once more
         os._exit(code)
 
 
