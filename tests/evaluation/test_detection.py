@@ -315,6 +315,19 @@ def test_confusion_has_the_true_class_in_rows_and_the_background_last():
     assert detection.confusion(truth, found, ["a", "b"], score=0)[1].tolist() == [1, 1, 0]
 
 
+def test_crowd_and_difficult_may_be_0_and_1_as_data_sets_write_them():
+    """Of one right detection, one on a difficult object, one in a crowd, and one of nothing."""
+    objects = [(0, 0, 0, 50, 50), (1, 100, 0, 300, 50), (0, 400, 0, 450, 50)]
+    truth = image(*objects, crowd=[1], difficult=[2])
+    rows = [(0, 0.9, 400, 0, 450, 50), (1, 0.8, 110, 0, 130, 50), (0, 0.7, 0, 0, 50, 50)]
+    found = [seen(*rows, (0, 0.5, 500, 0, 550, 50))]
+    for kind in (bool, int, np.uint8):
+        truth.crowd, truth.difficult = truth.crowd.astype(kind), truth.difficult.astype(kind)
+        assert detection.voc_ap([truth], found, ["a", "b"]) == (1.0, {"a": 1.0})
+        matrix = detection.confusion([truth], found, ["a", "b"])
+        assert matrix.tolist() == [[1, 0, 0], [0, 0, 0], [1, 0, 0]]
+
+
 def test_a_match_takes_the_largest_overlap_first():
     rows, columns = match(np.array([[0.6, 0.8], [0.4, 0.9], [0.5, 0.1]]), 0.5)
     assert list(zip(rows, columns, strict=True)) == [(1, 1), (0, 0)]

@@ -25,7 +25,7 @@ class Truth(Protocol):
         image_id: the data set's own number of the image.
         boxes: f64[objects, 4].
         labels: i32[objects].
-        crowd: bool[objects], a region of many.
+        crowd: bool[objects], a region of many; 0 and 1 do as well, here and below.
         difficult: bool[objects].
         area: f64[objects] in pixels, by which COCO tells small, medium and large.
         width, height: of the image in pixels; read by metrics of masks alone, and so are the
@@ -89,7 +89,8 @@ def on_ignored(truth: Truth, boxes: np.ndarray, iou: float) -> np.ndarray:
     Of a crowd's overlap only the box's own area is the divisor, as in COCO: any part of it will do.
     """
     rows = ignored(truth)
-    return (box_iou(boxes, truth.boxes[rows], truth.crowd[rows]) >= iou).any(axis=1)
+    crowd = np.asarray(truth.crowd, bool)[rows]
+    return (box_iou(boxes, truth.boxes[rows], crowd) >= iou).any(axis=1)
 
 
 def box_iou(boxes: np.ndarray, others: np.ndarray, crowd: np.ndarray | None = None) -> np.ndarray:
@@ -122,7 +123,7 @@ def box_area(boxes: np.ndarray) -> np.ndarray:
 
 def ignored(truth: Truth) -> np.ndarray:
     """bool[objects]: which VOC's metrics ignore."""
-    return truth.crowd | truth.difficult
+    return np.asarray(truth.crowd, bool) | np.asarray(truth.difficult, bool)
 
 
 def check(truth: Sequence[Truth], found: Sequence[Detections], classes: int) -> None:
