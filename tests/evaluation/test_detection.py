@@ -469,6 +469,33 @@ def test_cocos_numbers_of_masks_are_pycocotools(masks_problem):
     )
 
 
+def test_true_masks_may_be_coco_s_dicts(masks_problem):
+    """Compressed, as those of detections are, and not; crowds and masks without a pixel too."""
+    truth, found, _, _, stored = masks_problem
+
+    def plain(runs):
+        return {"size": list(runs.size), "counts": list(runs.counts)}
+
+    def compressed(runs):
+        pixels = np.repeat(np.arange(len(runs.counts)) % 2 == 1, runs.counts)
+        return encode_masks(pixels.reshape(1, *runs.size[::-1]).swapaxes(1, 2))[0]
+
+    for form in (plain, compressed):
+        given = []
+        for t in truth:
+            outlines = [form(s) if isinstance(s, Runs) else s for s in t.segmentations]
+            given.append(types.SimpleNamespace(**vars(t) | {"segmentations": outlines}))
+        evaluation = detection.coco_evaluation(given, found, list("abcd"), of="masks")
+        np.testing.assert_allclose(evaluation.stats, stored["stats"], rtol=0, atol=1e-6)
+
+        seen_one, empty = with_mask([[1, 0], [0, 0]]), with_mask(np.zeros((2, 2)))
+        outlines = tuple(form(t.segmentations[0]) for t in (seen_one, empty))
+        two = image((0, 0, 0, 1, 1), (0, 0, 0, 1, 1))
+        two = types.SimpleNamespace(**vars(two), height=2, width=2, segmentations=outlines)
+        evaluation = detection.coco_evaluation([two], [masked([[1, 0], [0, 0]])], ["a"], "masks")
+        assert detection.coco_metrics(evaluation)["AP"] == pytest.approx(1)
+
+
 def test_coco_results_have_the_masks(masks_problem):
     truth, found, data, results, _ = masks_problem
     ids = [category["id"] for category in data["categories"]]
@@ -549,7 +576,12 @@ def test_masks_that_have_no_metric_are_refused():
     bare.segmentations = ((),)
     check(bare, masked(square), "truth of image 42: 0 of 1 objects have a mask")
     check(truth, seen((0, 0.9, 0, 0, 2, 2)), "detections in image 42: 0 of 1 have a mask")
-    check(truth, masked(other), "image 42: a mask of 2 x 2 must be 2 x 3")
+    check(truth, masked(other), "detections in image 42: a mask of 2 x 2 must be 2 x 3")
+    for mask in (*encode_masks(np.array([other], bool)), Runs((2, 2), (0, 4))):
+        bare.segmentations = (mask,)
+        check(bare, masked(square), "truth of image 42: a mask of 2 x 2 must be 2 x 3")
+    bare.segmentations = ({"size": [2, 3], "count": [0, 6]},)
+    check(bare, masked(square), "truth of image 42: a mask must have 'size' and 'counts'")
     found = masked(square, square)
     found = Detections(found.boxes, found.scores, found.labels, found.masks[:1])
     with pytest.raises(InputError, match="image 42: 1 masks must be as many as the 2 boxes"):

@@ -10,12 +10,13 @@ and leaving it out silently would raise the AP of a model that has gone wrong.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from vitlab.errors import InputError
+from vitlab.evaluation.masks import run_lengths
 
 
 class Truth(Protocol):
@@ -30,7 +31,8 @@ class Truth(Protocol):
         area: f64[objects] in pixels, by which COCO tells small, medium and large.
         width, height: of the image in pixels; read by metrics of masks alone, and so are the
         segmentations: of each object polygons, f64[points, 2] of (x, y) each, or run lengths down
-            the columns (with `size`, height and width, and `counts`).
+            the columns, with `size`, height and width, and `counts`: attributes of those, or the
+            dict that COCO has for them, compressed (`evaluation.masks`) or not.
     """
 
     image_id: int
@@ -174,12 +176,18 @@ def check_masks(truth: Sequence[Truth], found: Sequence[Detections]) -> None:
         name = f"detections in image {t.image_id}"
         if len(f.masks) != len(f):
             raise InputError(f"{name}: {len(f.masks)} of {len(f)} have a mask")
-        for mask in f.masks:
-            if list(mask["size"]) != [t.height, t.width]:
-                raise InputError(
-                    f"{name}: a mask of {' x '.join(map(str, mask['size']))} must be {t.height} x "
-                    f"{t.width}, as the image is"
-                )
+        true = f"truth of image {t.image_id}"
+        for s in segmentations:
+            if isinstance(s, Mapping) and not {"size", "counts"} <= s.keys():
+                raise InputError(f"{true}: a mask must have 'size' and 'counts', not {list(s)}")
+        true_masks = [mask for s in segmentations if (mask := run_lengths(s)) is not None]
+        for of, masks in ((true, true_masks), (name, f.masks)):
+            for mask in masks:
+                if list(mask["size"]) != [t.height, t.width]:
+                    raise InputError(
+                        f"{of}: a mask of {' x '.join(map(str, mask['size']))} must be {t.height} "
+                        f"x {t.width}, as the image is"
+                    )
 
 
 def _check_boxes(name: str, boxes: np.ndarray, labels: np.ndarray, classes: int) -> None:
