@@ -150,8 +150,32 @@ def test_many_classes_share_rows_of_the_confusion_matrix():
         ([0, 1], [[0, 1]] * 2, [0, 0], 10, "5 columns"),
         ([0, 1], [0, 1], [0, 0], 2, "top_k"),
         ([0, 1], [[0], [1]], [0, 0, 0], 2, "nll"),
+        ([0.0, 1.0], [[0], [1]], [0, 0], 2, "^labels float64 must be whole numbers$"),
+        ([0, 1], [[0.0], [1.0]], [0, 0], 2, "^predictions float64 must be whole numbers$"),
     ],
 )
 def test_outputs_that_do_not_fit_are_refused(label, top_k, nll, num_classes, message):
     with pytest.raises(InputError, match=message):
         classification_metrics(label, top_k, nll, np.ones(len(label)), num_classes)
+
+
+@pytest.mark.parametrize("count", [per_class_accuracy, confusion_matrix])
+@pytest.mark.parametrize("kind", [np.float32, bool, str])
+def test_classes_are_whole_numbers_of_any_size(count, kind):
+    label, predicted = np.array([0, 1, 1]), np.array([0, 1, 0])
+    with pytest.raises(InputError, match="^labels [^ ]* must be whole numbers$"):
+        count(label.astype(kind), predicted, 2)
+    with pytest.raises(InputError, match="^predictions [^ ]* must be whole numbers$"):
+        count(label, predicted.astype(kind), 2)
+    expected = count(label, predicted, 2)
+    np.testing.assert_array_equal(
+        count(*(x.astype(np.uint64) for x in (label, predicted)), 2), expected
+    )
+
+
+@pytest.mark.parametrize("confidence", [90.0, 1.5, -3.0, np.inf])
+def test_confidences_that_are_no_probabilities_are_refused(confidence):
+    with pytest.raises(InputError, match=r"^confidence [^ ]* of example 1 must be in \[0, 1\]"):
+        expected_calibration_error(np.array([0.5, confidence]), np.ones(2, bool))
+    rounded = np.array([1 + 2**-7, 0.0])  # the next number above 1 in bfloat16
+    assert calibration_bins(rounded, np.ones(2, bool), bins=2).count.tolist() == [1, 1]

@@ -315,6 +315,19 @@ def test_confusion_has_the_true_class_in_rows_and_the_background_last():
     assert detection.confusion(truth, found, ["a", "b"], score=0)[1].tolist() == [1, 1, 0]
 
 
+def test_crowd_and_difficult_may_be_0_and_1_as_data_sets_write_them():
+    """Of one right detection, one on a difficult object, one in a crowd, and one of nothing."""
+    objects = [(0, 0, 0, 50, 50), (1, 100, 0, 300, 50), (0, 400, 0, 450, 50)]
+    truth = image(*objects, crowd=[1], difficult=[2])
+    rows = [(0, 0.9, 400, 0, 450, 50), (1, 0.8, 110, 0, 130, 50), (0, 0.7, 0, 0, 50, 50)]
+    found = [seen(*rows, (0, 0.5, 500, 0, 550, 50))]
+    for kind in (bool, int, np.uint8):
+        truth.crowd, truth.difficult = truth.crowd.astype(kind), truth.difficult.astype(kind)
+        assert detection.voc_ap([truth], found, ["a", "b"]) == (1.0, {"a": 1.0})
+        matrix = detection.confusion([truth], found, ["a", "b"])
+        assert matrix.tolist() == [[1, 0, 0], [0, 0, 0], [1, 0, 0]]
+
+
 def test_a_match_takes_the_largest_overlap_first():
     rows, columns = match(np.array([[0.6, 0.8], [0.4, 0.9], [0.5, 0.1]]), 0.5)
     assert list(zip(rows, columns, strict=True)) == [(1, 1), (0, 0)]
@@ -456,6 +469,33 @@ def test_cocos_numbers_of_masks_are_pycocotools(masks_problem):
     )
 
 
+def test_true_masks_may_be_coco_s_dicts(masks_problem):
+    """Compressed, as those of detections are, and not; crowds and masks without a pixel too."""
+    truth, found, _, _, stored = masks_problem
+
+    def plain(runs):
+        return {"size": list(runs.size), "counts": list(runs.counts)}
+
+    def compressed(runs):
+        pixels = np.repeat(np.arange(len(runs.counts)) % 2 == 1, runs.counts)
+        return encode_masks(pixels.reshape(1, *runs.size[::-1]).swapaxes(1, 2))[0]
+
+    for form in (plain, compressed):
+        given = []
+        for t in truth:
+            outlines = [form(s) if isinstance(s, Runs) else s for s in t.segmentations]
+            given.append(types.SimpleNamespace(**vars(t) | {"segmentations": outlines}))
+        evaluation = detection.coco_evaluation(given, found, list("abcd"), of="masks")
+        np.testing.assert_allclose(evaluation.stats, stored["stats"], rtol=0, atol=1e-6)
+
+        seen_one, empty = with_mask([[1, 0], [0, 0]]), with_mask(np.zeros((2, 2)))
+        outlines = tuple(form(t.segmentations[0]) for t in (seen_one, empty))
+        two = image((0, 0, 0, 1, 1), (0, 0, 0, 1, 1))
+        two = types.SimpleNamespace(**vars(two), height=2, width=2, segmentations=outlines)
+        evaluation = detection.coco_evaluation([two], [masked([[1, 0], [0, 0]])], ["a"], "masks")
+        assert detection.coco_metrics(evaluation)["AP"] == pytest.approx(1)
+
+
 def test_coco_results_have_the_masks(masks_problem):
     truth, found, data, results, _ = masks_problem
     ids = [category["id"] for category in data["categories"]]
@@ -536,7 +576,12 @@ def test_masks_that_have_no_metric_are_refused():
     bare.segmentations = ((),)
     check(bare, masked(square), "truth of image 42: 0 of 1 objects have a mask")
     check(truth, seen((0, 0.9, 0, 0, 2, 2)), "detections in image 42: 0 of 1 have a mask")
-    check(truth, masked(other), "image 42: a mask of 2 x 2 must be 2 x 3")
+    check(truth, masked(other), "detections in image 42: a mask of 2 x 2 must be 2 x 3")
+    for mask in (*encode_masks(np.array([other], bool)), Runs((2, 2), (0, 4))):
+        bare.segmentations = (mask,)
+        check(bare, masked(square), "truth of image 42: a mask of 2 x 2 must be 2 x 3")
+    bare.segmentations = ({"size": [2, 3], "count": [0, 6]},)
+    check(bare, masked(square), "truth of image 42: a mask must have 'size' and 'counts'")
     found = masked(square, square)
     found = Detections(found.boxes, found.scores, found.labels, found.masks[:1])
     with pytest.raises(InputError, match="image 42: 1 masks must be as many as the 2 boxes"):

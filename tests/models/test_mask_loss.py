@@ -182,6 +182,20 @@ def test_a_batch_without_segments_teaches_the_classes_alone(void):
     assert not slope.masks.any()
 
 
+def test_a_batch_without_a_place_for_segments_teaches_the_classes_alone():
+    """As one whose places are all free."""
+    found, free = problem(counts=(0, 0, 0))
+    none = Segments(free.masks[:, :0], free.known, free.labels[:, :0], free.mask[:, :0])
+    query, terms = match_and_terms(PUBLISHED, found, none, EVERY)
+    assert query.shape == (3, 2, 0)
+    assert PUBLISHED.overlap(found, none, query, EVERY) == (0, 0)
+    expected = match_and_terms(PUBLISHED, found, free, EVERY)[1]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), terms, expected)
+    slope, other = (gradient(PUBLISHED, found, targets, EVERY) for targets in (none, free))
+    assert not slope.masks.any()
+    np.testing.assert_allclose(slope.logits, other.logits, atol=1e-6)
+
+
 def test_segments_of_void_alone_have_finite_terms():
     """As where a crop leaves nothing of them."""
     found, targets = problem(counts=(4, 4, 4), void=1.0)

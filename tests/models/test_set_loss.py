@@ -206,6 +206,20 @@ def test_a_batch_without_objects_has_no_boxes_to_count_and_still_teaches_the_cla
     assert not slope.boxes.any()
 
 
+def test_a_batch_without_a_place_for_objects_teaches_the_classes_alone():
+    """As one whose places are all free."""
+    found, free, counted = problem(counts=(0, 0, 0, 0))
+    none = jax.tree.map(lambda x: x[:, :0], free)
+    query, terms = match_and_terms(SOFTMAX, found, none, counted)
+    assert query.shape == (4, 2, 0)
+    assert SOFTMAX.overlap(found, none, query) == (0, 0)
+    expected = match_and_terms(SOFTMAX, found, free, counted)[1]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), terms, expected)
+    slope, other = (gradient(SOFTMAX, found, targets, counted) for targets in (none, free))
+    assert not slope.boxes.any()
+    np.testing.assert_allclose(slope.logits, other.logits, atol=1e-6)
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("garbage", [-1e9, np.nan])
 def test_targets_that_are_not_there_may_be_anything(form, garbage):

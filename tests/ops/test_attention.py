@@ -224,6 +224,14 @@ ON_FOUR = """
                 np.testing.assert_allclose(*(np.float32(x) for x in (a, b)), atol=0.05)
             assert seen == by_cudnn, (shape, seen)
             seen.clear()
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = jax.NamedSharding(mesh, jax.P("data"))
+    with jax.set_mesh(mesh):
+        got = jax.jit(run)(*jax.device_put((q, k, v), rows), lengths)
+    for a, b in zip(got, run(q, k, v, lengths), strict=True):
+        np.testing.assert_allclose(np.float32(a), np.float32(b), atol=0.05)
+    assert seen == [2], seen
+    seen.clear()
     of_each = [x.reshape(4, 2, *x.shape[1:]) for x in (q, k, v, lengths)]
     got = jax.pmap(run)(*of_each)
     for a, b in zip(got, run(q, k, v, lengths), strict=True):

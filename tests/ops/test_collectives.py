@@ -1,6 +1,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from jax.sharding import AbstractMesh, AxisType, use_abstract_mesh
 
 from vitlab.ops import collectives
 from vitlab.ops.keys import row_keys
@@ -53,3 +55,47 @@ def test_row_keys_do_not_depend_on_who_holds_the_row():
     parts, whole = shared(draw)
     np.testing.assert_array_equal(parts.ravel(), whole)
     assert len(set(whole.tolist())) == 8
+
+
+def mesh_of(**axes):
+    return AbstractMesh(tuple(axes.values()), tuple(axes), axis_types=(AxisType.Auto,) * len(axes))
+
+
+def rows_of_each(rows):
+    """How many rows the function is traced with, of so many."""
+    seen = []
+
+    def function(x):
+        seen.append(len(x))
+        return 2 * x
+
+    def each(x):
+        return collectives.on_each_device(function, x)
+
+    return seen, each, jax.ShapeDtypeStruct((rows, 3), jnp.float32)
+
+
+@pytest.mark.parametrize(
+    ("axes", "rows", "each"),
+    [
+        (dict(data=2, fsdp=2, tensor=2), 8, 2),
+        (dict(data=4), 8, 2),
+        (dict(tensor=2, fsdp=2), 8, 4),
+        (dict(batch=4), 8, 8),  # an axis that is not known to be that of the rows
+        (dict(data=2, fsdp=2), 6, 6),  # which the devices do not divide
+    ],
+)
+def test_each_device_has_its_own_rows_on_meshes_of_any_axes(axes, rows, each):
+    seen, function, x = rows_of_each(rows)
+    with use_abstract_mesh(mesh_of(**axes)):
+        assert jax.eval_shape(function, x) == x
+    assert seen == [each]
+
+
+@pytest.mark.parametrize("axes", [dict(data=2), dict(data=2, fsdp=2), dict(batch=2)])
+def test_in_a_shard_map_the_rows_are_one_device_s_already(axes):
+    seen, function, x = rows_of_each(8)
+    rows = jax.P(tuple(axes))
+    mapped = jax.shard_map(function, mesh=mesh_of(**axes), in_specs=rows, out_specs=rows)
+    assert jax.eval_shape(mapped, x).shape == x.shape
+    assert seen == [8 // np.prod(list(axes.values()))]

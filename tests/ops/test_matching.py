@@ -180,6 +180,14 @@ def test_it_solves_in_float64_as_in_float32():
     check(cost, counts, np.asarray(query))
 
 
+def test_it_is_traced_in_shard_map_as_that_is_by_default():
+    """Where what a loop begins with has to be one device's own, as what it goes on with is."""
+    mesh = jax.sharding.AbstractMesh((2,), ("data",))
+    solve = jax.shard_map(hungarian, mesh=mesh, in_specs=jax.P("data"), out_specs=jax.P("data"))
+    shapes = jax.ShapeDtypeStruct((4, 3, 6), jnp.float32), jax.ShapeDtypeStruct((4,), jnp.int32)
+    assert jax.eval_shape(solve, *shapes).shape == (4, 3)
+
+
 def test_bids_match_what_prices_can_tell_apart():
     """Then no step of the search is left, each of which costs a GPU a wait for the host."""
     # All want query 0; each has another second best, and loses little by it but the first target.

@@ -116,6 +116,21 @@ def test_a_batch_without_any_object_learns_that_there_is_none(classification):
         assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(grads)) > 0
 
 
+def test_batches_without_a_place_for_objects_have_a_loss_too():
+    """With noisy copies of none of them; traced alone, as its values are the set loss's own."""
+    task, rows = make(), batch("pad_boxes(1)", objects=0)
+    boxes = ("boxes", "box_label", "box_mask")
+    rows = {name: x[:, :0] if name in boxes else x for name, x in rows.items()}
+    variables = jax.eval_shape(lambda: task.init(jax.random.key(1), rows["image"][:1]))
+
+    def loss(params):
+        terms = task.loss(params, {}, task.augment(rows, normalize, 0, 0), jax.random.key(0))[0]
+        return sum(value for value, _, _ in terms.values())
+
+    slopes = jax.eval_shape(jax.grad(loss), variables["params"])
+    assert jax.tree.all(jax.tree.map(lambda a, b: a.shape == b.shape, slopes, variables["params"]))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("classification", "objects"), [("softmax", 2), ("focal", 2), ("focal", 0)]

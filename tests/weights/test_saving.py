@@ -178,6 +178,10 @@ def test_what_a_format_has_no_place_for_is_refused_and_nothing_is_left(tmp_path)
     path = tmp_path / "out"
     refused("big_vision's ViT has no mlp='gelu'", path, module, variables, "big_vision", size)
     refused("'dinov2' is not one that can be written: ", path, module, variables, "dinov2", size)
+    inner = variables["params"]
+    refused(
+        "variables must be {'params': ...} and .*: they have c", path, module, inner, "hf-vit", size
+    )
     rope = ViT(patch_size=8, width=24, depth=1, num_heads=3, pos_embed="rope")
     refused("timm's ViT has learned positions", path, rope, {"params": {}}, "timm", size)
     small = ResNet("18", stem="small")

@@ -10,12 +10,13 @@ and leaving it out silently would raise the AP of a model that has gone wrong.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from vitlab.errors import InputError
+from vitlab.evaluation.masks import run_lengths
 
 
 class Truth(Protocol):
@@ -25,12 +26,13 @@ class Truth(Protocol):
         image_id: the data set's own number of the image.
         boxes: f64[objects, 4].
         labels: i32[objects].
-        crowd: bool[objects], a region of many.
+        crowd: bool[objects], a region of many; 0 and 1 do as well, here and below.
         difficult: bool[objects].
         area: f64[objects] in pixels, by which COCO tells small, medium and large.
         width, height: of the image in pixels; read by metrics of masks alone, and so are the
         segmentations: of each object polygons, f64[points, 2] of (x, y) each, or run lengths down
-            the columns (with `size`, height and width, and `counts`).
+            the columns, with `size`, height and width, and `counts`: attributes of those, or the
+            dict that COCO has for them, compressed (`evaluation.masks`) or not.
     """
 
     image_id: int
@@ -89,7 +91,8 @@ def on_ignored(truth: Truth, boxes: np.ndarray, iou: float) -> np.ndarray:
     Of a crowd's overlap only the box's own area is the divisor, as in COCO: any part of it will do.
     """
     rows = ignored(truth)
-    return (box_iou(boxes, truth.boxes[rows], truth.crowd[rows]) >= iou).any(axis=1)
+    crowd = np.asarray(truth.crowd, bool)[rows]
+    return (box_iou(boxes, truth.boxes[rows], crowd) >= iou).any(axis=1)
 
 
 def box_iou(boxes: np.ndarray, others: np.ndarray, crowd: np.ndarray | None = None) -> np.ndarray:
@@ -122,7 +125,7 @@ def box_area(boxes: np.ndarray) -> np.ndarray:
 
 def ignored(truth: Truth) -> np.ndarray:
     """bool[objects]: which VOC's metrics ignore."""
-    return truth.crowd | truth.difficult
+    return np.asarray(truth.crowd, bool) | np.asarray(truth.difficult, bool)
 
 
 def check(truth: Sequence[Truth], found: Sequence[Detections], classes: int) -> None:
@@ -173,12 +176,18 @@ def check_masks(truth: Sequence[Truth], found: Sequence[Detections]) -> None:
         name = f"detections in image {t.image_id}"
         if len(f.masks) != len(f):
             raise InputError(f"{name}: {len(f.masks)} of {len(f)} have a mask")
-        for mask in f.masks:
-            if list(mask["size"]) != [t.height, t.width]:
-                raise InputError(
-                    f"{name}: a mask of {' x '.join(map(str, mask['size']))} must be {t.height} x "
-                    f"{t.width}, as the image is"
-                )
+        true = f"truth of image {t.image_id}"
+        for s in segmentations:
+            if isinstance(s, Mapping) and not {"size", "counts"} <= s.keys():
+                raise InputError(f"{true}: a mask must have 'size' and 'counts', not {list(s)}")
+        true_masks = [mask for s in segmentations if (mask := run_lengths(s)) is not None]
+        for of, masks in ((true, true_masks), (name, f.masks)):
+            for mask in masks:
+                if list(mask["size"]) != [t.height, t.width]:
+                    raise InputError(
+                        f"{of}: a mask of {' x '.join(map(str, mask['size']))} must be {t.height} "
+                        f"x {t.width}, as the image is"
+                    )
 
 
 def _check_boxes(name: str, boxes: np.ndarray, labels: np.ndarray, classes: int) -> None:

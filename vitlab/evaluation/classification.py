@@ -12,6 +12,8 @@ import numpy as np
 
 from vitlab.errors import InputError
 
+_ROUNDING = 0.01  # of probabilities in bfloat16, whose last digit is 1/128 at 1
+
 
 def classification_metrics(
     label: np.ndarray,
@@ -34,20 +36,20 @@ def classification_metrics(
       ece (`expected_calibration_error`), mean_per_class_accuracy (over the classes that occur).
 
     Raises:
-      InputError: there are no examples, the arrays do not fit each other, or a class is out of
-        range.
+      InputError: there are no examples, the arrays do not fit each other, classes are no whole
+        numbers or out of range, or confidences are not in [0, 1].
     """
-    label, top_k = np.asarray(label), np.asarray(top_k)
+    top_k = np.asarray(top_k)
     nll, confidence = np.asarray(nll), np.asarray(confidence)
     if top_k.ndim != 2 or top_k.shape[1] < 1:
         raise InputError(f"top_k {top_k.shape} must be [examples, k] with k >= 1")
-    _check_classes(label, top_k[:, 0], num_classes)
+    label, first = _classes(label, top_k[:, 0], num_classes)
     if nll.shape != label.shape or confidence.shape != label.shape:
         raise InputError(
             f"nll {nll.shape} and confidence {confidence.shape} must be of label's shape "
             f"{label.shape}"
         )
-    correct = top_k[:, 0] == label
+    correct = first == label
     result = {"accuracy": float(correct.mean())}
     if num_classes > 5:
         if top_k.shape[1] < 5:
@@ -56,7 +58,7 @@ def classification_metrics(
         result["top5_accuracy"] = float(hits.mean())
     result["nll"] = float(nll.mean(dtype=np.float64))
     result["ece"] = expected_calibration_error(confidence, correct)
-    per_class = per_class_accuracy(label, top_k[:, 0], num_classes)
+    per_class = per_class_accuracy(label, first, num_classes)
     result["mean_per_class_accuracy"] = float(np.nanmean(per_class))
     return result
 
@@ -72,10 +74,9 @@ def per_class_accuracy(label: np.ndarray, predicted: np.ndarray, num_classes: in
       f64[num_classes], nan for a class without an example.
 
     Raises:
-      InputError: there are no examples, or a class is out of range.
+      InputError: there are no examples, or classes are no whole numbers or out of range.
     """
-    label, predicted = np.asarray(label), np.asarray(predicted)
-    _check_classes(label, predicted, num_classes)
+    label, predicted = _classes(label, predicted, num_classes)
     total = np.bincount(label, minlength=num_classes)
     right = np.bincount(label[label == predicted], minlength=num_classes)
     return np.where(total > 0, right / np.maximum(total, 1), np.nan)
@@ -94,8 +95,7 @@ def confusion_matrix(
     Returns:
       int64[rows, rows], rows being num_classes or `most`.
     """
-    label, predicted = np.asarray(label), np.asarray(predicted)
-    _check_classes(label, predicted, num_classes)
+    label, predicted = _classes(label, predicted, num_classes)
     from sklearn import metrics  # which takes a second, so only now
 
     rows = min(num_classes, most)
@@ -123,7 +123,8 @@ def calibration_bins(
     """Groups examples by confidence; a bin is open below and closed above, (lower, upper].
 
     Args:
-      confidence: f32[n]; what rounding has put above 1 counts in the last bin, 0 in the first.
+      confidence: f32[n] in [0, 1]; what rounding has put above 1 counts in the last bin, 0 in the
+        first.
       correct: bool[n], whether the prediction was right.
       bins: how many.
 
@@ -131,7 +132,8 @@ def calibration_bins(
       The bins.
 
     Raises:
-      InputError: there are no examples, or the two arrays are not both [n].
+      InputError: there are no examples, the two arrays are not both [n], or a confidence is out of
+        range by more than bfloat16 rounds.
     """
     confidence = np.asarray(confidence, np.float64)
     correct = np.asarray(correct, bool)
@@ -139,6 +141,12 @@ def calibration_bins(
         raise InputError(
             f"confidence {confidence.shape} and correct {correct.shape} must both be [examples] "
             "with at least one example"
+        )
+    wrong = np.flatnonzero((confidence < -_ROUNDING) | (confidence > 1 + _ROUNDING))
+    if len(wrong):
+        raise InputError(
+            f"confidence {confidence[wrong[0]]:g} of example {wrong[0]} must be in [0, 1], as "
+            "probabilities are"
         )
     inner_edges = np.arange(1, bins) / bins
     index = np.searchsorted(inner_edges, confidence, side="left")
@@ -165,15 +173,20 @@ def expected_calibration_error(
     return float(np.average(gap, weights=grouped.count[used]))
 
 
-def _check_classes(label: np.ndarray, predicted: np.ndarray, num_classes: int) -> None:
+def _classes(label, predicted, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Both as int64[n]; raises an InputError unless they are classes of as many examples."""
+    label, predicted = np.asarray(label), np.asarray(predicted)
     if label.ndim != 1 or label.shape != predicted.shape or not len(label):
         raise InputError(
             f"label {label.shape} and predictions {predicted.shape} must both be [examples] with "
             "at least one example"
         )
     for name, classes in (("label", label), ("prediction", predicted)):
+        if classes.dtype.kind not in "iu":
+            raise InputError(f"{name}s {classes.dtype} must be whole numbers")
         wrong = np.flatnonzero((classes < 0) | (classes >= num_classes))
         if len(wrong):
             raise InputError(
                 f"{name} {classes[wrong[0]]} of example {wrong[0]} must be in [0, {num_classes})"
             )
+    return label.astype(np.int64), predicted.astype(np.int64)

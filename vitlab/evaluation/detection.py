@@ -24,7 +24,7 @@ from vitlab.evaluation.boxes import (
     match,
     on_ignored,
 )
-from vitlab.evaluation.masks import mask_area
+from vitlab.evaluation.masks import is_empty, mask_area, run_lengths
 
 # COCO's twelve numbers in its order, of which the last three, AR by size, are not reported.
 _SIZES = ("AP_small", "AP_medium", "AP_large")
@@ -324,15 +324,15 @@ def _rows(images, image_ids, category_ids, **columns) -> list[dict]:
 
 def _segmentation(found) -> dict | list:
     """The outline of a true object as COCO writes it; see `evaluation.boxes.Truth`."""
-    if hasattr(found, "counts"):
-        return {"size": list(found.size), "counts": list(found.counts)}
+    if (mask := run_lengths(found)) is not None:
+        return mask
     return [np.asarray(polygon).ravel().tolist() for polygon in found]
 
 
 def _unseen(truth: Truth) -> np.ndarray:
     """bool[objects]: whose mask has no pixel; as a crowd of nothing they count neither way."""
-    counts = [getattr(outline, "counts", (0, 1)) for outline in truth.segmentations]
-    return np.array([sum(each[1::2]) == 0 for each in counts], bool)
+    masks = [run_lengths(outline) for outline in truth.segmentations]
+    return np.array([mask is not None and is_empty(mask) for mask in masks], bool)
 
 
 def _silent(*_) -> None:

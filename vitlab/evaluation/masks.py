@@ -3,7 +3,8 @@
 Such a mask is a dict of "size", [height, width], and "counts", a string, ready for a json file.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from faster_coco_eval.core import mask as coco_mask
@@ -47,3 +48,23 @@ def mask_boxes(masks: Sequence[dict]) -> np.ndarray:
 def mask_area(masks: Sequence[dict]) -> np.ndarray:
     """f64[n], how many pixels each mask has."""
     return np.asarray(coco_mask.area(list(masks)), np.float64)
+
+
+def run_lengths(outline: Any) -> dict | None:
+    """The outline of a true object, see `evaluation.boxes.Truth`, if it is a mask: "size" and
+    "counts", a string or, not compressed, a list. None of polygons.
+    """
+    if isinstance(outline, Mapping):
+        size, counts = outline["size"], outline["counts"]
+    elif hasattr(outline, "counts"):
+        size, counts = outline.size, outline.counts
+    else:
+        return None
+    counts = counts if isinstance(counts, str | bytes) else np.asarray(counts).tolist()
+    return {"size": list(size), "counts": counts}
+
+
+def is_empty(mask: dict) -> bool:
+    """Whether run lengths, compressed or not, have no pixel."""
+    counts = mask["counts"]
+    return not (mask_area([mask])[0] if isinstance(counts, str | bytes) else sum(counts[1::2]))

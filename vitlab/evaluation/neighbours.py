@@ -10,8 +10,8 @@ def nearest_neighbours(
     first.
 
     Args:
-        queries: f[n, width].
-        keys: f[m, width].
+        queries: f[n, width], of any type; compared in float32.
+        keys: f[m, width], as well.
         count: how many; fewer where there are fewer keys.
         excluded: bool[n, m], pairs that do not count, such as an image and itself.
 
@@ -19,6 +19,8 @@ def nearest_neighbours(
         The indices i64[n, count or m] and their similarities f32[n, count or m], -inf where a query
         has fewer keys that are not excluded.
     """
+    # In float16 the squares of a ViT's features are infinite, and 1e-12 is 0.
+    queries, keys = (np.asarray(x, np.float32) for x in (queries, keys))
     queries, keys = (
         x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (queries, keys)
     )

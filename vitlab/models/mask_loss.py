@@ -79,7 +79,8 @@ class MaskLoss:
             cost = self._cost(found, targets)
             sets, shape = cost.shape[1], cost.shape[2:]
             counts = jnp.repeat(jnp.where(counted, targets.mask.sum(axis=1), 0), sets)
-            return hungarian(cost.reshape(-1, *shape), counts).reshape(-1, sets, shape[0])
+            query = hungarian(cost.reshape(len(counts), *shape), counts)
+            return query.reshape(len(cost), sets, shape[0])
 
         found, targets = jax.lax.stop_gradient((found, targets))
         return on_each_device(solve, found, targets, counted, axis_name=axis_name)
@@ -200,6 +201,8 @@ def matched(x: Array, query: Array, there: Array) -> Array:
 
 def _matched_back(kept, back):
     query, there, queries = kept
+    if not query.shape[2]:
+        return jnp.zeros((*back.shape[:2], len(queries), back.shape[3]), back.dtype), None, None
     theirs = (query[..., None, :] == jnp.arange(len(queries))[:, None]) & there[..., None, :]
     found = jnp.take_along_axis(back, theirs.argmax(axis=-1)[..., None], axis=2)
     return jnp.where(theirs.any(axis=-1)[..., None], found, 0), None, None

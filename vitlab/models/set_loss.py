@@ -86,7 +86,8 @@ class SetLoss:
             cost = jnp.where(counted[:, :, None], self._cost(found, targets), jnp.inf)
             sets, shape = cost.shape[1], cost.shape[2:]
             counts = jnp.repeat(targets.mask.sum(axis=1), sets)
-            return hungarian(cost.reshape(-1, *shape), counts).reshape(-1, sets, shape[0])
+            query = hungarian(cost.reshape(len(counts), *shape), counts)
+            return query.reshape(len(cost), sets, shape[0])
 
         found, targets = jax.lax.stop_gradient((found, targets))
         return on_each_device(solve, found, targets, counted, axis_name=axis_name)

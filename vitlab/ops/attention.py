@@ -151,8 +151,7 @@ def _cudnn(query, key, value, mask, lengths, scale):
         rows = len(query) if _shards() > 1 else len(mask)
         masks = (jnp.broadcast_to(mask, (rows, mask.shape[1], query.shape[1], key.shape[1])),)
     # JAX's own rules for several devices are for arrays that are all split alike.
-    axis = next(iter(jax.sharding.get_abstract_mesh().manual_axes), None)
-    return on_each_device(of_rows, query, key, value, *masks, axis_name=axis)
+    return on_each_device(of_rows, query, key, value, *masks)
 
 
 def _with_grid(query, key, value, rows, columns, scale):

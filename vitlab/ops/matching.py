@@ -20,7 +20,8 @@ def hungarian(cost: Array, num_targets: Array) -> Array:
     shortest augmenting paths match the others, as in scipy's `linear_sum_assignment` (Crouse 2016,
     "On implementing 2D rectangular assignment algorithms"). One loop advances all problems, each by
     one step of its own, so that it ends after the steps of the longest; targets beyond
-    `num_targets` cost nothing. Nothing leaves the device, and no gradient goes through.
+    `num_targets` cost nothing. Nothing leaves the device, and no gradient goes through. Under `jit`
+    on several devices `collectives.on_each_device` gives each of them a loop of its own.
 
     Args:
         cost: f32[batch, targets, queries], of which 1e34 and more is all the same. What is not
@@ -82,9 +83,9 @@ def _bid(cost: Array, there: Array) -> tuple[Array, Array, Array]:
         return jnp.where(keeps, query_of, -1), owner, v
 
     state = (
-        jnp.full((batch, targets), -1, jnp.int32),
-        jnp.full((batch, queries), -1, jnp.int32),
-        jnp.zeros((batch, queries), cost.dtype),
+        _filled(cost, (batch, targets), -1, jnp.int32),
+        _filled(cost, (batch, queries), -1, jnp.int32),
+        _filled(cost, (batch, queries), 0, cost.dtype),
     )
     return jax.lax.fori_loop(0, ROUNDS, bid, state)
 
@@ -169,19 +170,19 @@ def _augment(cost: Array, left: Array, query_of: Array, owner: Array, v: Array) 
             "now": at(query_of, changes),
         }
 
-    zeros = jnp.zeros(batch, jnp.int32)
+    zeros = _filled(cost, (batch,), 0, jnp.int32)
     state = {
         "turn": zeros,  # the place in `order` of the target that is being matched
         "here": root(zeros),  # the target that the search stands at
-        "reached": jnp.zeros(batch, cost.dtype),  # its distance from the first
-        "distance": jnp.full((batch, queries), jnp.inf, cost.dtype),
-        "came_from": jnp.zeros((batch, queries), jnp.int32),
-        "done": jnp.zeros((batch, queries), bool),
+        "reached": _filled(cost, (batch,), 0, cost.dtype),  # its distance from the first
+        "distance": _filled(cost, (batch, queries), jnp.inf, cost.dtype),
+        "came_from": _filled(cost, (batch, queries), 0, jnp.int32),
+        "done": _filled(cost, (batch, queries), False, bool),
         "u": (cost - v[:, None]).min(axis=2),
         "v": v,
         "owner": owner,
         "query_of": query_of,
-        "walks": jnp.zeros(batch, bool),
+        "walks": _filled(cost, (batch,), False, bool),
         "now": zeros,  # the query that the walk stands at
     }
     return jax.lax.while_loop(lambda state: (state["turn"] < number).any(), step, state)["query_of"]
@@ -189,3 +190,9 @@ def _augment(cost: Array, left: Array, query_of: Array, owner: Array, v: Array) 
 
 def _count(number: int) -> Array:
     return jnp.arange(number, dtype=jnp.int32)
+
+
+def _filled(cost: Array, shape: tuple[int, ...], value, dtype) -> Array:
+    """What a loop begins with, which in a `jax.shard_map` is to be as much one device's as what it
+    goes on with: as `cost` is."""
+    return jnp.full_like(cost, value, dtype, shape)

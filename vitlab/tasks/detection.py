@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 
 from vitlab import config as config_lib
 from vitlab.errors import InputError
@@ -274,7 +275,7 @@ def _size(batch: Arrays) -> jax.Array:
 
 def _sets(found: Boxes) -> Boxes:
     """f32[batch, ..., queries, n] to f32[batch, sets, queries, n]."""
-    return jax.tree.map(lambda x: x.reshape(len(x), -1, *x.shape[-2:]), found)
+    return jax.tree.map(lambda x: rearrange(x, "b ... q n -> b (...) q n"), found)
 
 
 def _part(found: Boxes, sets) -> Boxes:

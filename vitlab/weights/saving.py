@@ -66,7 +66,8 @@ def save(
         classes: their names.
 
     Raises:
-        InputError: something is there already, or the format has no place for what the model is.
+        InputError: something is there already, the variables have no `params`, or the format has
+            no place for what the model is.
     """
     path = pathlib.Path(path)
     if format not in WRITTEN:
@@ -74,6 +75,11 @@ def save(
     if type(module) not in WRITTEN[format]:
         kinds = ", ".join(kind.__name__ for kind in WRITTEN[format])
         raise InputError(f"{format} is written of {kinds}, and this is a {type(module).__name__}")
+    if "params" not in variables:
+        raise InputError(
+            "variables must be {'params': ...} and its other collections, as a module's `init` "
+            f"gives them: they have {', '.join([*variables][:3]) or 'nothing'}"
+        )
     form = WRITTEN[format][type(module)]
     flat = {name: np.asarray(array, np.float32) for name, array in names_of(variables).items()}
     module, flat = _with_stored_positions(module, flat, image_size, form)
