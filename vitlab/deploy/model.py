@@ -32,6 +32,7 @@ class Model:
         image_size: (height, width) of what it was trained on, in pixels; none: not known.
         category_ids: the data set's own numbers of the classes, where it had such.
         things: which classes are of objects that can be counted, where that is known.
+        note: a line for who uses it, where something of it is assumed; "" mostly.
     """
 
     task_name: str
@@ -41,6 +42,7 @@ class Model:
     image_size: tuple[int, ...]
     category_ids: tuple[int, ...] = ()
     things: tuple[bool, ...] = ()
+    note: str = ""
 
     def parsed(self) -> Preprocess:
         """The preprocessing for images of which nothing is known.
@@ -132,11 +134,15 @@ def save_model(model: Model, path: os.PathLike | str) -> None:
     safetensors.flax.save_file(arrays, path, {KEY: json.dumps(about)})
 
 
-def load_model(path: os.PathLike | str) -> Model:
+def load_model(path: os.PathLike | str, preprocess: str = "") -> Model:
     """Reads what `save_model` wrote.
 
     Where the model is of a class of one's own, the file names its module, which is imported from
     where Python finds it.
+
+    Args:
+        path: the file.
+        preprocess: of the images; by default the file's.
 
     Raises:
         InputError: the file is damaged, or is none of these.
@@ -166,7 +172,7 @@ def load_model(path: os.PathLike | str) -> Model:
             things=tuple(about["things"]),
         )
         model.channels()  # which builds it
-        return model
+        return dataclasses.replace(model, preprocess=preprocess or model.preprocess)
     except NotImportableError as error:
         raise InputError(f"{path}: {error}") from error
     # What is in the file may be anything.
