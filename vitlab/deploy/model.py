@@ -19,6 +19,13 @@ from vitlab.tasks.task import Task, task_class
 from vitlab.weights.filling import names_of, nested
 from vitlab.weights.own import KEY
 
+# Ops that tell where in the image the pixels come from that a model sees.
+_PLACES = {
+    "detection": "pad_boxes(100)",
+    "segmentation": "semantic",
+    "universal_segmentation": "pad_segments(100)",
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Model:
@@ -48,13 +55,19 @@ class Model:
         """The preprocessing for images of which nothing is known.
 
         Raises:
-            InputError: it is wrong, or random.
+            InputError: it is wrong, random, or lacks an op that the task needs.
         """
         parsed = Preprocess.parse(self.preprocess)
         if parsed.random:
             raise InputError(
                 f"the preprocessing {self.preprocess} has {parsed.random[0]}, which is random: "
                 "give one for images as they are"
+            )
+        needed = _PLACES.get(self.task_name)
+        if needed and not (parsed.boxes or parsed.segments):
+            raise InputError(
+                f"the preprocessing {self.preprocess} has no {needed.partition('(')[0]}, which "
+                f"{self.task_name} needs: put |{needed} before its last op"
             )
         return dataclasses.replace(parsed, prediction=True)
 
