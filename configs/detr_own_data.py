@@ -15,9 +15,10 @@ one, as the last command does; with a few hundred photographs nothing else is wo
 are `resnet50` of torchvision and timm, with what stands still and learns slowly there as in DETR;
 `vit_s16` of timm, DeiT and DINO; `dinov2_s14`, DINOv2's (hf:facebook/dinov2-small); and `vit`, of a
 run of `mae_image_folder` on the same photographs. They are for `init_from`, which takes a file as
-well, and not to learn from scratch. A detector for other classes does too, and its heads are made
-anew. From scratch a ResNet learns from far fewer images than a ViT, so a small one, `resnet`, is
-the default. There is no published number to compare with.
+well, and not to learn from scratch; where a line says that their images had another mean, as timm's
+own ViTs have, `statistics=half` is -1 to 1. A detector does too: its heads know what classes have
+the same names, and are made anew for others. From scratch a ResNet learns from far fewer images
+than a ViT, so a small one, `resnet`, is the default. There is no published number to compare with.
 """
 
 import ml_collections
@@ -38,7 +39,8 @@ BACKBONES = {
 
 def get_config(arg=None):
     """`arg`: `source=SOURCE`, `val=SPLIT`, `holdout`, `backbone=resnet`, `size=320` (pixels, which
-    become a multiple of a ViT's patch), `epochs=100`, `max_boxes=100`."""
+    become a multiple of a ViT's patch), `epochs=100`, `max_boxes=100`,
+    `statistics=imagenet` (of `normalize`)."""
     arg = parse_arg(
         arg,
         source="yolo:data/boxes/data.yaml",
@@ -48,6 +50,7 @@ def get_config(arg=None):
         size=320,
         epochs=100,
         max_boxes=100,
+        statistics="imagenet",
     )
     if arg.backbone not in BACKBONES:
         known = ", ".join(BACKBONES)
@@ -56,7 +59,7 @@ def get_config(arg=None):
     size = -(-arg.size // patch) * patch
     one_split = arg.source.startswith(("coco:", "labelbox:", "via:", "labelme:"))
     holdout = arg.holdout or (one_split and "{split}" not in arg.source)
-    ending = f'pad_boxes({arg.max_boxes})|normalize("imagenet")'
+    ending = f'pad_boxes({arg.max_boxes})|normalize("{arg.statistics}")'
 
     config = ml_collections.ConfigDict()
     config.seed = 0

@@ -13,7 +13,8 @@ but one split (COCO, Labelbox, VIA, LabelMe). The model is EoMT, whose one head 
 and the class of each pixel. It is a ViT, and with a few hundred photographs a ViT is worth what it
 has seen before: take the last command wherever you can. `dinov2_s14` is DINOv2's, `vit_s16` that of
 timm, DeiT and DINO, `vit` that of a run of `mae_image_folder` on the same photographs; each from
-`init_from`, which takes a file as well. Without any, the default is a small ViT behind
+`init_from`, which takes a file as well; where a line says that its images had another mean, as
+timm's own ViTs have, `statistics=half` is -1 to 1. Without any, the default is a small ViT behind
 convolutions, which finds what stands out but hardly tells many classes apart. There is no published
 number to compare with.
 """
@@ -38,7 +39,7 @@ BACKBONES = {
 def get_config(arg=None):
     """`arg`: `source=SOURCE`, `val=SPLIT`, `holdout`, `backbone=small`, `size=320` (pixels, which
     become a multiple of the patch), `epochs=100`, `max_segments=100` (objects and what none
-    covers)."""
+    covers), `statistics=imagenet` (of `normalize`)."""
     arg = parse_arg(
         arg,
         source="coco:data/outlines.json",
@@ -48,6 +49,7 @@ def get_config(arg=None):
         size=320,
         epochs=100,
         max_segments=100,
+        statistics="imagenet",
     )
     if arg.backbone not in BACKBONES:
         known = ", ".join(BACKBONES)
@@ -57,7 +59,7 @@ def get_config(arg=None):
     size = -(-arg.size // patch) * patch
     one_split = arg.source.startswith(("coco:", "labelbox:", "via:", "labelme:"))
     holdout = arg.holdout or (one_split and "{split}" not in arg.source)
-    ending = f'pad_segments({arg.max_segments})|normalize("imagenet")'
+    ending = f'pad_segments({arg.max_segments})|normalize("{arg.statistics}")'
 
     config = ml_collections.ConfigDict()
     config.seed = 0

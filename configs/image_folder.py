@@ -7,9 +7,10 @@
 `DIR/train/CLASS/*.jpg` and `DIR/val/CLASS/*.jpg`; or just `DIR/CLASS/*.jpg`, of which a tenth is
 then held out (`:path=DIR,holdout`). Any mode and size of image. Start from published weights
 wherever you can: `resnet50` of torchvision and timm, `vit_s16` of timm, DeiT and DINO, and
-`dinov2_s14`, DINOv2's, are for `init_from`, which takes a file as well. From scratch, the default,
-expect a baseline of a few thousand images, not a record. There is no published number to compare
-with.
+`dinov2_s14`, DINOv2's, are for `init_from`, which takes a file as well; where a line says that its
+images had another mean, as timm's own ViTs have, `statistics=half` is -1 to 1. From scratch, the
+default, expect a baseline of a few thousand images, not a record. There is no published number to
+compare with.
 """
 
 import ml_collections
@@ -29,8 +30,16 @@ BACKBONES = {
 
 def get_config(arg=None):
     """`arg`: `path=DIR`, `holdout`, `backbone=vit`, `size` (pixels, a multiple of the patch; 64, of
-    published backbones 224), `epochs=100`."""
-    arg = parse_arg(arg, path="data/images", holdout=False, backbone="vit", size=0, epochs=100)
+    published backbones 224), `epochs=100`, `statistics=imagenet` (of `normalize`)."""
+    arg = parse_arg(
+        arg,
+        path="data/images",
+        holdout=False,
+        backbone="vit",
+        size=0,
+        epochs=100,
+        statistics="imagenet",
+    )
     if arg.backbone not in BACKBONES:
         known = ", ".join(BACKBONES)
         raise InputError(f"config argument backbone is {arg.backbone!r}: one of {known}")
@@ -38,7 +47,7 @@ def get_config(arg=None):
     pixels = f"translate={size * 100 // 224},cutout={size * 40 // 224}"
     train = f"decode|inception_crop({size}, area_min=30)|flip_lr|randaug(2,10,{pixels})"
     evaluation = f"decode|resize_small({size * 8 // 7})|central_crop({size})"
-    normalize = 'normalize("imagenet")'
+    normalize = f'normalize("{arg.statistics}")'
 
     config = ml_collections.ConfigDict()
     config.seed = 0

@@ -16,8 +16,10 @@ from a pretrained backbone wherever there is one, as the last command does: a U-
 `unet_resnet50` of torchvision and timm; the mask transformer on `segmenter_vit_s16`, of timm, DeiT
 and DINO, on `segmenter_dinov2_s14`, DINOv2's (hf:facebook/dinov2-small), or as `segmenter` on the
 ViT of a run of `mae_image_folder` on the same photographs. They are for `init_from`, which takes a
-file as well, and not to learn from scratch. From scratch a U-Net learns from far fewer images than
-a ViT, so a small one, `unet`, is the default. There is no published number to compare with.
+file as well, and not to learn from scratch; where a line says that its images had another mean, as
+timm's own ViTs have, `statistics=half` is -1 to 1. From scratch a U-Net learns from far fewer
+images than a ViT, so a small one, `unet`, is the default. There is no published number to compare
+with.
 """
 
 import ml_collections
@@ -49,7 +51,8 @@ MODELS = {
 
 def get_config(arg=None):
     """`arg`: `source=SOURCE`, `val=SPLIT`, `holdout`, `model=unet`, `size=320` (pixels,
-    which become a multiple of a ViT's patch), `epochs=100`."""
+    which become a multiple of a ViT's patch), `epochs=100`, `statistics=imagenet` (of
+    `normalize`)."""
     arg = parse_arg(
         arg,
         source="masks:data/photos",
@@ -58,6 +61,7 @@ def get_config(arg=None):
         model="unet",
         size=320,
         epochs=100,
+        statistics="imagenet",
     )
     if arg.model not in MODELS:
         known = ", ".join(MODELS)
@@ -67,7 +71,7 @@ def get_config(arg=None):
     size = -(-arg.size // patch) * patch
     one_split = arg.source.startswith(("coco:", "labelbox:", "via:", "labelme:"))
     holdout = arg.holdout or (one_split and "{split}" not in arg.source)
-    ending = 'semantic|normalize("imagenet")'
+    ending = f'semantic|normalize("{arg.statistics}")'
 
     config = ml_collections.ConfigDict()
     config.seed = 0

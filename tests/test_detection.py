@@ -42,8 +42,8 @@ def run(config, workdir, overrides):
     return main(["--config", str(ROOT / f"configs/{config}.py"), "--workdir", str(workdir), *flags])
 
 
-def write_coco(folder, names=("even", "odd"), objects=2):
-    """Twelve images of 64 x 64 with boxes of two classes, whose ids are 3 and 7."""
+def write_coco(folder, names=("even", "odd"), objects=2, ids=(3, 7)):
+    """Twelve images of 64 x 64 with boxes of two classes."""
     (folder / "photos").mkdir(parents=True)
     rng, images, boxes = np.random.default_rng(0), [], []
     for i in range(12):
@@ -52,10 +52,8 @@ def write_coco(folder, names=("even", "odd"), objects=2):
         images.append({"id": i, "file_name": f"{i}.png", "width": 64, "height": 64})
         for j in range(objects):
             box = [5 * j, 8, 20, 30]
-            boxes.append(
-                {"id": len(boxes), "image_id": i, "category_id": (3, 7)[j % 2], "bbox": box}
-            )
-    categories = [{"id": 3, "name": names[0]}, {"id": 7, "name": names[1]}]
+            boxes.append({"id": len(boxes), "image_id": i, "category_id": ids[j % 2], "bbox": box})
+    categories = [{"id": ids[0], "name": names[0]}, {"id": ids[1], "name": names[1]}]
     content = {"images": images, "annotations": boxes, "categories": categories}
     (folder / "boxes.json").write_text(json.dumps(content))
     return f"coco:{folder}/boxes.json?images={folder}/photos"

@@ -1,5 +1,6 @@
 """Published weights as the start of a training: `config.init_from`."""
 
+import json
 import pathlib
 import re
 
@@ -9,9 +10,11 @@ import pytest
 from PIL import Image
 
 from tests.deploy.models import make, write_run
+from tests.test_detection import write_coco
 from tests.weights import reference as ref
 from vitlab import config as config_lib
 from vitlab.data import digit_scenes
+from vitlab.data.preprocess import STATISTICS
 from vitlab.errors import InputError
 from vitlab.main import main
 from vitlab.models.resnet import ResNet
@@ -23,6 +26,12 @@ from vitlab.weights.filling import names_of
 ROOT = pathlib.Path(__file__).parents[1]
 PIXELS = "decode|resize(24)|value_range(-1,1)"
 VIT = {"name": "vit", "patch_size": 8, "width": 24, "depth": 2, "mlp_dim": 48, "num_heads": 3}
+# Of the fixture `detr`.
+DETR = {
+    "name": "detr", "num_queries": 7, "width": 32, "num_heads": 4, "mlp_dim": 48,
+    "encoder_layers": 2, "decoder_layers": 3, "mask_backbone": False,
+    "backbone": dict(name="resnet", depths=(1, 2, 1, 1), widths=(4, 8, 8, 12), norm="frozen"),
+}  # fmt: skip
 COMMON = {
     "batch_size": 2, "total_steps": 1, "schedule.warmup_steps": 0, "logging.tensorboard": False,
     "data.preprocess": PIXELS, "data.workers": 0, "evaluators.val.preprocess": PIXELS,
@@ -62,7 +71,7 @@ def started(spec, settings):
     setup.read_initial()
     fresh = {"params": setup.target.params, **setup.target.model_state}
     fresh = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), fresh)
-    return names_of(setup._transferred(fresh, said.append)), "\n".join(said)
+    return names_of(setup.initial.filled(fresh, said.append)), "\n".join(said)
 
 
 def assert_same(ours, theirs, names):
@@ -105,6 +114,71 @@ def test_a_backbone_without_a_head(photos, published):
     assert_same(params, theirs, [name for name in params if not name.startswith("head/")])
     assert "1 unused, of the pretraining: mask_token" in said
     assert "2 new: head/" in said
+
+
+def with_config(path, name, **more):
+    """The published folder, whose json file says more."""
+    file = path / f"{name}.json"
+    file.write_text(json.dumps({**(json.loads(file.read_text()) if file.exists() else {}), **more}))
+
+
+@pytest.mark.parametrize(
+    ("names", "said", "rows"),
+    [
+        ("gfedcba", "classes by their names, 7 of 7", [6, 5, 4, 3, 2, 1, 0]),
+        ("abcdefg", "", range(7)),
+        ("tuvwxyz", "classes by their order: 't' there is 'a' here, and so on", range(7)),
+        ("abcdefz", "2 new: head/bias, head/kernel", None),
+        ("aabcdef", "2 new: head/bias, head/kernel", None),  # no 'g', and 'a' is there twice
+    ],
+)
+def test_classes_go_by_their_names(photos, published, names, said, rows):
+    path = published("weights_hf_vit")
+    with_config(path, "config", id2label=dict(enumerate(names)))
+    settings = {**COMMON, "model": {**VIT, "norm_eps": 1e-12}, "init_from": path}
+    params, lines = started(f"image_folder.py:path={photos}", settings)
+    theirs = names_of(load(path).variables)
+    for name in ("head/kernel", "head/bias"):
+        expected = np.zeros_like(params[name]) if rows is None else theirs[name][..., list(rows)]
+        np.testing.assert_array_equal(params[name], expected)
+    assert said in lines
+    assert ("classes by" in lines) == said.startswith("classes by")
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_detector_takes_its_classes_from_a_published_one(published, tmp_path, named):
+    """Of five and "no object" the two of a COCO file; without names by the numbers there."""
+    path = published("detr")
+    if named:
+        with_config(path, "config", id2label=dict(enumerate(["N/A", "odd", "N/A", "x", "even"])))
+        assert load(path, num_heads=4).classes == ("N/A", "odd", "N/A", "x", "even")
+    settings = {
+        "batch_size": 2, "total_steps": 1, "schedule.warmup_steps": 0, "optimizer.lr": 0.0,
+        "data.workers": 0, "model": DETR, "init_from": path,
+        "init_hints": {"num_heads": 4}, "loss": {},
+    }  # fmt: skip
+    source = write_coco(tmp_path / "boxes", ids=(1, 4))
+    params, said = started(
+        f"detr_own_data.py:source={source},holdout,size=64,max_boxes=7", settings
+    )
+    theirs = names_of(load(path, num_heads=4).variables)
+    rows = [4, 1, 5] if named else [1, 4, 5]
+    for name in ("class_head/kernel", "class_head/bias"):
+        np.testing.assert_array_equal(params[name], theirs[name][..., rows])
+    assert_same(params, theirs, [name for name in params if not name.startswith("class_head/")])
+    assert f"classes by their {'names' if named else 'numbers'}, 2 of 5" in said
+
+
+def test_other_images_than_the_ones_of_the_weights_are_told(photos, published):
+    path = published("weights_hf_vit")
+    settings = {**COMMON, "model": {**VIT, "norm_eps": 1e-12}, "init_from": path}
+    spec = f"image_folder.py:path={photos}"
+    line = r'its images had normalize\("imagenet"\), and config.data.preprocess ends in value_range'
+    mean, std = STATISTICS["imagenet"]
+    with_config(path, "preprocessor_config", image_mean=mean, image_std=std)
+    assert re.search(line, started(spec, settings)[1])
+    settings["data.preprocess"] = f"decode|resize(24)|normalize(mean={mean},std={std})"
+    assert "its images" not in started(spec, settings)[1]
 
 
 def test_the_pooler_of_a_backbone_stays_behind(photos, published):
@@ -177,7 +251,7 @@ def test_image_folder_takes_published_backbones_as_they_are(name, backbones, pho
     setup = Setup(config_lib.load(spec, overrides))
     setup.read_initial()
     fresh = {"params": setup.target.params, **setup.target.model_state}
-    _, report = setup._transfer(fresh)
+    _, report = setup.initial._transfer(names_of(fresh))
     heads = {path for path in names_of(fresh) if path.startswith(("head/", "params/head/"))}
     assert heads
     assert set(names_of(fresh)) - heads <= {*report.loaded, *report.resized}
@@ -200,7 +274,7 @@ def test_configs_for_own_data_take_published_backbones_as_they_are(
     setup = Setup(config_lib.load(spec, [("init_from", str(backbones[name]))]))
     setup.read_initial()
     fresh = {"params": setup.target.params, **setup.target.model_state}
-    _, report = setup._transfer(fresh)
+    _, report = setup.initial._transfer(names_of(fresh))
     ours = [path for path in names_of(fresh) if "backbone/" in path]
     assert set(ours) <= {*report.loaded, *report.resized}
     assert not report.unused

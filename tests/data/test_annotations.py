@@ -58,24 +58,32 @@ def test_an_image_may_have_no_object():
 
 
 @pytest.mark.parametrize(
-    ("box", "clipped", "area", "note"),
+    ("box", "inside", "area", "note"),
     [
-        ((-0.9, 0, 20.9, 10), [0, 0, 20, 10], 200, None),  # A pixel of rounding is ordinary.
-        ((-3, 1, 5, 12), [0, 1, 5, 10], 45, "box (-3, 1, 5, 12) of 'cat' reaches outside of the"),
+        ((-0.9, 0, 20.9, 10), [0, 0, 20, 10], 218, None),  # A pixel of rounding is ordinary.
+        (
+            (-3, 1, 5, 12),
+            [0, 1, 5, 10],
+            88,
+            "box (-3, 1, 5, 12) of 'cat' reaches outside of the 20 x 10 image: training clips it",
+        ),
         ((5, 1, 5, 9), [5, 1, 5, 9], 0, "a box of 'cat' has no area: training leaves it out"),
         ((8, 1, 5, 9), [8, 1, 8, 9], 0, "a box of 'cat' has no area"),
         ((8, 9, 5, 1), [8, 9, 8, 9], 0, "a box of 'cat' has no area"),
-        ((25, 1, 30, 9), [20, 1, 20, 9], 0, "reaches outside of the 20 x 10 image"),
+        ((25, 1, 30, 9), [20, 1, 20, 9], 40, "lies outside of the 20 x 10 image: training leaves"),
     ],
 )
-def test_boxes_are_clipped_and_what_is_odd_is_noted(box, clipped, area, note):
+def test_boxes_stay_as_annotated_and_what_is_odd_is_noted(box, inside, area, note):
     found = source(Object("cat", box))
-    assert found.annotation(0).boxes.tolist() == [clipped]
-    assert found.annotation(0).area.tolist() == [area]
+    x0, y0, x1, y1 = box
+    assert found.annotation(0).boxes.tolist() == [[x0, y0, max(x0, x1), max(y0, y1)]]
+    assert found.annotation(0).inside().tolist() == [inside]
+    assert found.annotation(0).area.tolist() == pytest.approx([area])
     check([found.annotation(0)], [Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, int))], 2)
     if note is None:
         assert found.notes == []
     else:
+        assert len(found.notes) == 1
         assert found.notes[0].startswith("/set/a.jpg: ")
         assert note in found.notes[0]
         assert not any("\n" in line for line in found.notes)
@@ -85,7 +93,7 @@ def test_a_size_that_is_not_annotated_comes_from_the_image(tmp_path, write_image
     path = str(write_image(tmp_path / "a.png", size=(6, 4)))
     record = Record(path, "a.png", 1, None, (Object("cat", (0, 0, 9, 9)),))
     found = AnnotatedSource("set", "train", lambda name: Annotations(("cat",), (1,), (record,)))
-    assert found.annotation(0).boxes.tolist() == [[0, 0, 6, 4]]
+    assert found.annotation(0).inside().tolist() == [[0, 0, 6, 4]]
     assert found[0]["image"].startswith(b"\x89PNG")
     assert found[0]["objects"].boxes is found.annotation(0).boxes
     assert found.describe(0) == path
@@ -134,6 +142,7 @@ def test_what_is_drawn_has_the_colours_of_the_classes():
         Object("cat", (2, 3, 9, 9), segmentation=(polygon,)),
         Object("dog", (15, 0, 20, 10), crowd=True, difficult=True, segmentation=mask),
         Object("dog", (12, 8, 12, 8)),  # Has no area, and is seen nevertheless.
+        Object("cat", (-4, 2, 1, 8)),  # Is drawn with a border at the image's edge.
     )
     picture = draw_objects(np.zeros((10, 20, 3), np.uint8), found.annotation(0), ("cat", "dog"))
     zoom = 64
@@ -142,6 +151,7 @@ def test_what_is_drawn_has_the_colours_of_the_classes():
     cat, dog = class_colors(np.arange(2))
     np.testing.assert_array_equal(pixels[9 * zoom - 1, 3 * zoom], cat)
     np.testing.assert_array_equal(pixels[8 * zoom + 4, 12 * zoom + 2], dog)
+    np.testing.assert_array_equal(pixels[5 * zoom, 0], cat)
     inside, masked, outside = (pixels[y * zoom, x * zoom] for y, x in ((7, 5), (5, 17), (7, 11)))
     np.testing.assert_allclose(inside, cat * 0.392, atol=2)  # translucent, on black
     np.testing.assert_allclose(masked, dog * 0.392, atol=2)
@@ -160,7 +170,12 @@ def test_letters_of_many_languages_are_told_apart(names):
 
 def test_room_for_boxes_is_checked_against_the_annotations():
     objects = [Object("cat", (i, 1, i + 2, 4)) for i in range(4)]
-    found = source(*objects, Object("cat", (3, 3, 3, 5)), Object("cat", (0, 0, 9, 9), crowd=True))
+    found = source(
+        *objects,
+        Object("cat", (3, 3, 3, 5)),
+        Object("cat", (0, 0, 9, 9), crowd=True),
+        Object("cat", (20, 0, 30, 9)),
+    )
     assert found.most_objects() == 4
     ops = Preprocess.parse("decode|pad_boxes(4)|value_range(-1,1)").ops
     check_room(ops, found)

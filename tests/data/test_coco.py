@@ -310,6 +310,40 @@ def test_an_object_of_whose_outline_nothing_is_left_keeps_its_box_alone(write):
     assert coco_metrics(evaluation)["AP"] == pytest.approx(1)
 
 
+def test_ap_is_pycocotools_where_boxes_reach_outside_of_their_image(write):
+    """Two that reach outside, one that lies outside, one within, one that reaches outside."""
+    boxes = np.float64(
+        [
+            [-30, 50, 130, 100],
+            [560, 400, 200, 120],  # Large: only its part in the image is of medium size.
+            [-50, -50, 20, 20],
+            [100, 100, 50, 50],
+            [600, 20, 90, 80],
+        ]
+    )
+    shifts = [[0, 0, 0, 0], [-4, 6, 10, -8], [1, 0, 2, 1], [3, -2, 5, 4], [-6, 3, 12, 0]]
+    images, labels = np.array([9, 3, 9, 3, 9]), np.array([0, 0, 0, 1, 1])
+    rows = zip(images.tolist(), labels.tolist(), boxes.tolist(), strict=True)
+    content = {
+        "images": [{"id": i, "file_name": f"{i}.jpg", "width": 640, "height": 480} for i in (3, 9)],
+        "categories": [{"id": 0, "name": "cat"}, {"id": 1, "name": "dog"}],
+        "annotations": [
+            {"id": number, "image_id": image, "category_id": label, "bbox": box}
+            for number, (image, label, box) in enumerate(rows, start=1)
+        ],
+    }
+    source = open_source(write(content), "train")
+    scores, found = np.float32([0.9, 0.8, 0.7, 0.6, 0.5]), boxes + shifts
+    found[:, 2:] += found[:, :2]
+    truth = [source.annotation(i) for i in range(2)]
+    mine = [images == each.image_id for each in truth]
+    detections = [Detections(found[rows], scores[rows], labels[rows]) for rows in mine]
+    stats = coco_evaluation(truth, detections, source.class_names).stats
+    # pycocotools 2.0.11 of the same json, where the areas are width times height.
+    expected = [0.71262376, 1, 1, 0.6, 0.62524752, 0.90099010, 0.625, 0.725, 0.725, 0.6, 0.65, 0.9]
+    np.testing.assert_allclose(stats, expected, atol=1e-8)
+
+
 @pytest.mark.parametrize("name", ["a\0b.png", "\ud800.png"])
 def test_names_that_no_file_can_have(write, name):
     content = copy.deepcopy(CONTENT)

@@ -134,6 +134,16 @@ def test_crowds_and_boxes_without_area_are_left_out():
     assert "content" not in example
 
 
+@pytest.mark.parametrize("ops", ["", "flip_ud(0)|", "flip_lr(1)|flip_lr(1)|", "letterbox(60)|"])
+def test_targets_do_not_reach_outside_whatever_moves_them(ops):
+    boxes = [(-9, -9, -2, -2), (-5, 30, 8, 44), (50, 35, 70, 50), (60, 0, 75, 9)]
+    image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    example = run(f"{ops}pad_boxes(3)", {"image": image, "objects": annotation(boxes)})
+    assert example["box_mask"].tolist() == [True, True, False]
+    assert example["box_label"].tolist() == [1, 2, 0]
+    assert example["boxes"].tolist() == [[0, 30, 8, 40], [50, 35, 60, 40], [0] * 4]
+
+
 def test_an_image_without_objects_is_an_ordinary_one():
     example = run("flip_lr(1)|scale_jitter(64)|pad_boxes(2)", scene([]))
     assert not example["box_mask"].any()

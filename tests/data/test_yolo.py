@@ -75,9 +75,9 @@ def test_boxes_and_images_without_any(yolo, tmp_path):
     assert source.notes == []
 
 
-def test_coordinates_outside_are_clipped_and_noted(yolo):
+def test_coordinates_outside_are_noted(yolo):
     source = open_source(yolo(a="0 0.5 0.5 2 0.5"), "train")
-    assert source.annotation(0).boxes.tolist() == [[0, 5, 10, 15]]
+    assert source.annotation(0).boxes.tolist() == [[-5, 5, 15, 15]]
     assert len(source.notes) == 1
 
 

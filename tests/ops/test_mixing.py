@@ -111,6 +111,17 @@ def test_cutmix_boxes_follow_timms_rule(cut):
     np.testing.assert_allclose(images.mean(axis=0), expected, atol=0.035)
 
 
+def test_cutmix_boxes_are_as_large_as_timms(cut):
+    """Of no pixel, and of odd sides alone, as often, and all as large on the mean, as the boxes of
+    timm 1.0.31's `rand_bbox((12, 9), lam)`: at each centre, of 4000 lam evenly in (0, 1). In timm
+    1.0.28 0.049 of them have no pixel."""
+    images, _ = cut
+    sides = np.stack([images.any(axis=2).sum(axis=1), images.any(axis=1).sum(axis=1)])
+    assert np.mean(sides.min(axis=0) == 0) == pytest.approx(0.0123, abs=0.007)
+    assert np.mean((sides % 2 == 1).all(axis=0)) == pytest.approx(0.2414, abs=0.025)
+    assert images.mean() == pytest.approx(0.2878, abs=0.015)
+
+
 def test_cutmix_pastes_the_partners_pixels_unchanged(batch):
     images, targets = batch
     mixed, mixed_targets = jax.jit(lambda x, y, k: cutmix(x, y, k, 1.0))(

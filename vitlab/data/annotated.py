@@ -83,36 +83,30 @@ class AnnotatedSource:
         size = record.size or read_size(record.path)
         objects = record.objects
         boxes = np.array([o.box for o in objects], np.float64).reshape(-1, 4)
-        width, height = size
-        clipped = np.clip(boxes, 0, [width, height, width, height])
-        for number in np.flatnonzero((np.abs(clipped - boxes) > 1).any(axis=1)):
-            box = ", ".join(f"{side:g}" for side in boxes[number])
-            self.notes.append(
-                f"{record.path}: box ({box}) of {objects[number].name!r} reaches outside of the "
-                f"{width} x {height} image and was clipped"
-            )
         # Corners in the wrong order leave a box without area, whose corners metrics can read.
-        clipped[:, 2:] = np.maximum(clipped[:, 2:], clipped[:, :2])
-        sides = clipped[:, 2:] - clipped[:, :2]
-        for number in np.flatnonzero((sides == 0).any(axis=1)):
-            self.notes.append(
-                f"{record.path}: a box of {objects[number].name!r} has no area: training leaves it "
-                "out"
-            )
+        boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2])
         for each in objects:
             _check_outline(each, size, record.path)
-        areas = zip(objects, sides.prod(axis=1), strict=True)
-        return Annotation(
+        areas = zip(objects, (boxes[:, 2:] - boxes[:, :2]).prod(axis=1), strict=True)
+        found = Annotation(
             image_id=record.image_id,
-            width=width,
-            height=height,
-            boxes=clipped,
+            width=size[0],
+            height=size[1],
+            boxes=boxes,
             labels=np.array([labels[o.name] for o in objects], np.int32),
             crowd=np.array([o.crowd for o in objects], bool),
             difficult=np.array([o.difficult for o in objects], bool),
             area=np.array([_area(o, of_box) for o, of_box in areas], np.float64),
             z=np.array([o.z for o in objects], float) if any(o.z for o in objects) else None,
         )
+        inside = found.inside()
+        left_out = (inside[:, 2:] == inside[:, :2]).any(axis=1)
+        beyond = (np.abs(inside - boxes) > 1).any(axis=1)
+        self.notes += [
+            f"{record.path}: {_odd_box(objects[i], size, left_out[i])}"
+            for i in np.flatnonzero(left_out | beyond)
+        ]
+        return found
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -128,11 +122,13 @@ class AnnotatedSource:
         return self._annotations[index]
 
     def most_objects(self) -> int:
-        """The most that an image has for a detector to learn: no crowds, none without an area."""
+        """The most that an image has for a detector to learn: no crowds, none without an area in
+        the image."""
         most = 0
         for each in self._annotations:
             if len(each) > most:
-                has_area = (each.boxes[:, 2:] > each.boxes[:, :2]).all(axis=1)
+                boxes = each.inside()
+                has_area = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
                 most = max(most, int((has_area & ~each.crowd).sum()))
         return most
 
@@ -160,6 +156,18 @@ class AnnotatedSource:
 
     def describe(self, index: int) -> str:
         return self._paths[index]
+
+
+def _odd_box(found: Object, size: tuple[int, int], left_out: bool) -> str:
+    """What is odd about a box that training leaves out, or clips."""
+    x0, y0, x1, y1 = found.box
+    if x1 <= x0 or y1 <= y0:
+        return f"a box of {found.name!r} has no area: training leaves it out"
+    what = f"box ({x0:g}, {y0:g}, {x1:g}, {y1:g}) of {found.name!r}"
+    image = f"the {size[0]} x {size[1]} image"
+    if left_out:
+        return f"{what} lies outside of {image}: training leaves it out, metrics do not"
+    return f"{what} reaches outside of {image}: training clips it, metrics do not"
 
 
 def _check_outline(found: Object, size: tuple[int, int], path: str) -> None:

@@ -44,7 +44,8 @@ class Annotation:
     Attributes:
         image_id: the data set's own number of the image, or its place in the file.
         width, height: of the image in pixels.
-        boxes: f64[objects, 4] as x0, y0, x1, y1, clipped to the image.
+        boxes: f64[objects, 4] as x0, y0, x1, y1, as they were annotated: they may reach outside of
+            the image, and so metrics take them, as COCO's do.
         labels: i32[objects], places in the source's class names.
         crowd: bool[objects]: a region of many, which COCO's metrics ignore.
         difficult: bool[objects], which VOC's metrics ignore.
@@ -67,6 +68,11 @@ class Annotation:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def inside(self) -> np.ndarray:
+        """The boxes f64[objects, 4] clipped to the image: what a model is trained to find. One that
+        lies outside is left without area."""
+        return self.boxes.clip(0, [self.width, self.height, self.width, self.height])
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -25,7 +25,8 @@ def draw_objects(
 ) -> Image.Image:
     """Draws boxes with names, and masks as a translucent fill, in one colour a class.
 
-    A crowd's outline is dashed; "crowd", "difficult" and scores stand behind the names.
+    A box ends at the image's edge. A crowd's outline is dashed; "crowd", "difficult" and scores
+    stand behind the names.
 
     Args:
         image: uint8[height, width, 3].
@@ -48,15 +49,16 @@ def draw_objects(
     draw = ImageDraw.Draw(picture)
     # Large ones first, so that a small box is not drawn over; names last, for the same reason.
     order = np.argsort(-annotation.area, kind="stable")
+    boxes = annotation.inside() * zoom
     for i in order:
-        corners = _corners(annotation.boxes[i] * zoom, size)
+        corners = _corners(boxes[i], size)
         _outline(draw, corners, _color(annotation.labels[i]), line, dashed=annotation.crowd[i])
     font = _font(max(12, max(size) // 85))
     for i in order:
         flags = [f for f in ("crowd", "difficult") if getattr(annotation, f)[i]]
         score = [] if scores is None else [f"{scores[i]:.0%}"]
         text = " ".join([class_names[annotation.labels[i]], *flags, *score])
-        corners = _corners(annotation.boxes[i] * zoom, size)
+        corners = _corners(boxes[i], size)
         _name(draw, corners, text, _color(annotation.labels[i]), font)
     return picture if behind is None else _with_legend(picture, behind, class_names)
 

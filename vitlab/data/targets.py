@@ -30,7 +30,7 @@ def with_affine(example: dict) -> dict:
 
 
 def with_boxes(example: dict, objects: Annotation) -> dict:
-    """The example with the boxes of its objects, at the original size.
+    """The example with the boxes of its objects, clipped to the image, at the original size.
 
     Raises:
       InputError: the image has another size than the annotation says.
@@ -41,7 +41,7 @@ def with_boxes(example: dict, objects: Annotation) -> dict:
             f"the image has {width} x {height} pixels but its annotation says "
             f"{objects.width} x {objects.height}"
         )
-    return {**example, "objects": objects, "boxes": objects.boxes}
+    return {**example, "objects": objects, "boxes": objects.inside()}
 
 
 def with_segments(example: dict, segments: Segments) -> dict:
@@ -70,7 +70,7 @@ def without_objects(example: dict) -> dict:
 def pad_boxes(example: dict, max_boxes: Annotated[int, Between(1, 10_000)]) -> dict:
     """Makes arrays of one shape of the boxes: what a detector is trained with.
 
-    Crowds, and boxes of which the geometry has left nothing, are left out.
+    Crowds, and boxes of which nothing lies in the image, are left out.
 
     Args:
       example: has boxes.

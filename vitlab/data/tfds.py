@@ -122,6 +122,7 @@ class TfdsSource:
         boxes = np.asarray(objects["bbox"], np.float64).reshape(-1, 4)[:, [1, 0, 3, 2]]
         boxes = boxes * [width, height, width, height]
         boxes[:, :2] -= self._first_pixel
+        # Of rounding alone: TFDS takes no box that reaches outside.
         boxes = boxes.clip(0, [width, height, width, height])
         none = np.zeros(len(boxes), bool)
         return Annotation(

@@ -55,6 +55,9 @@ def cutmix(
     The box has the image's shape scaled by sqrt(1 - lambda), lambda ~ Beta(alpha, alpha), and a
     centre that is uniform over the pixels; the border cuts it. The targets are weighted by the
     pixels that each image really gives. Arguments, results and errors as in `mixup`.
+
+    The rule is that of timm 1.0.31. Up to timm 1.0.28 a side of an odd number of pixels was one
+    less.
     """
     _check("cutmix", images, targets, alpha=alpha)
     weight_key, box_key = jax.random.split(key)

@@ -104,7 +104,7 @@ class Classification:
     names: ClassVar[str] = "class_names"
     evaluators: ClassVar[tuple[str, ...]] = ("classification",)
     views: ClassVar[int] = 2
-    class_parameters: ClassVar[tuple[str, ...]] = ("head/.*", "pre_logits/.*")
+    class_parameters: ClassVar[Mapping[str, int | None]] = {"head/.*": -1, "pre_logits/.*": None}
     some_metrics: ClassVar[tuple[str, ...]] = ()
 
     @classmethod

@@ -43,11 +43,11 @@ class Detection(AroundBackbone):
     views: ClassVar[int] = 2
     given: ClassVar[tuple[str, ...]] = ("num_classes", "class_bias", "no_object")
     some_metrics: ClassVar[tuple[str, ...]] = ("AP_small", "AP_medium", "AP_large")
-    class_parameters: ClassVar[tuple[str, ...]] = (
-        "class_head/.*",
-        "(proposal_heads_[0-9]+|decoder/heads)/class/.*",
-        "label_embedding/.*",
-    )
+    class_parameters: ClassVar[Mapping[str, int | None]] = {
+        "class_head/.*": -1,
+        "(proposal_heads_[0-9]+|decoder/heads)/class/.*": -1,
+        "label_embedding/.*": 0,
+    }
 
     @classmethod
     def from_config(

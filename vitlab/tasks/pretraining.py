@@ -1,7 +1,7 @@
 """What the tasks share that pretrain a backbone on images without labels."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self
 
 import flax.linen as nn
@@ -26,7 +26,7 @@ class Pretraining(AroundBackbone):
 
     classes: ClassVar[tuple[str, ...]] = ()
     views: ClassVar[int] = 0
-    class_parameters: ClassVar[tuple[str, ...]] = ()
+    class_parameters: ClassVar[Mapping[str, int | None]] = {}
     some_metrics: ClassVar[tuple[str, ...]] = ()
     model_class: ClassVar[type[nn.Module]]  # around a backbone
     loss_class: ClassVar[type]  # of `config.loss`

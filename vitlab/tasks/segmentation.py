@@ -72,7 +72,11 @@ class Segmentation(Segmenting):
     loss_class: ClassVar[type] = LossConfig
     some_metrics: ClassVar[tuple[str, ...]] = ()
     views: ClassVar[int] = 2
-    class_parameters: ClassVar[tuple[str, ...]] = ("head/.*", "class_embedding", "mask_norm/.*")
+    class_parameters: ClassVar[Mapping[str, int | None]] = {
+        "head/.*": -1,
+        "class_embedding": 1,
+        "mask_norm/.*": -1,
+    }
 
     def __post_init__(self):
         weights = self.loss_config.class_weights

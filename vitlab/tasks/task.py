@@ -59,9 +59,9 @@ class Task(Protocol):
     views: ClassVar[int]
     classes: tuple[str, ...]  # what the head tells apart, or none
     some_metrics: ClassVar[tuple[str, ...]]  # that a split may lack: of sizes without an object
-    # Regexes of the parameters that are about single classes: new where a run starts from one with
-    # others.
-    class_parameters: ClassVar[tuple[str, ...]]
+    # Regexes of the parameters that are about single classes, new where a run starts from one with
+    # others; and the axis of the classes, None where one has none.
+    class_parameters: ClassVar[Mapping[str, int | None]]
 
     @classmethod
     def from_config(

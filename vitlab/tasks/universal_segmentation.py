@@ -54,7 +54,7 @@ class UniversalSegmentation(Segmenting):
     some_metrics: ClassVar[tuple[str, ...]] = (
         "AP_small", "AP_medium", "AP_large", "PQ_things", "PQ_stuff",
     )  # fmt: skip
-    class_parameters: ClassVar[tuple[str, ...]] = ("predict/class/.*",)
+    class_parameters: ClassVar[Mapping[str, int | None]] = {"predict/class/.*": -1}
 
     def augment(self, batch: Arrays, normalize: Callable, seed: int, step: jax.Array) -> Arrays:
         """Makes `image` f32, augmented, zero where it is padding; and adds `masked`, how probable

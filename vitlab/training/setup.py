@@ -25,12 +25,11 @@ from vitlab.training import flops, parallelism, profiling
 from vitlab.training.device_data import DeviceData
 from vitlab.training.evaluator import make_evaluator
 from vitlab.training.experiment import Experiment, not_in_hash
+from vitlab.training.initial_weights import InitialWeights
 from vitlab.training.layout import lay_out, lay_out_like
 from vitlab.training.optimizer import frozen_parameters, make_optimizer
 from vitlab.training.schedules import make_schedule
 from vitlab.training.step import TrainState, make_train_step, normalizer
-from vitlab.weights import transfer
-from vitlab.weights.filling import names_of, nested
 
 # XLA's options that make a program on a GPU repeat to the bit.
 DETERMINISTIC = {"xla_gpu_deterministic_ops": True}
@@ -60,6 +59,7 @@ class Setup:
         total: optimizer steps of the whole training.
         profiled: the steps to trace, see `vitlab.training.profiling`.
         target: the `TrainState` as `jax.ShapeDtypeStruct`s with shardings.
+        initial: what `config.init_from` names, once it is read.
 
     Raises:
         InputError: anything in the config is wrong, or does not fit the data.
@@ -141,7 +141,7 @@ class Setup:
             lay_out_like(shape, params, layout, self.mesh),
         )
         self._check_metric_names(shape)
-        self._origin: transfer.Origin | None = None
+        self.initial: InitialWeights | None = None
 
     def _resolve(self, exp: Experiment) -> tuple[Task, dict[str, Any]]:
         """Its task, and the config as nested dicts with every default."""
@@ -205,9 +205,10 @@ class Setup:
         placed = {"params": shardings.params, **shardings.model_state}
         variables = jax.jit(self._variables, out_shardings=placed)()
         if self.experiment.init_from:
-            if self._origin is None:  # there were checkpoints, but all were damaged
+            if self.initial is None:  # there were checkpoints, but all were damaged
                 self.read_initial()
-            variables = jax.device_put(self._transferred(variables, log), placed)
+            filled = self.initial.filled(parallelism.to_host(variables), log)
+            variables = jax.device_put(filled, placed)
         without_totals = shardings.replace(totals={})
         state = jax.jit(self._state, out_shardings=without_totals)(variables)
         return self.reset_totals(state)
@@ -274,92 +275,5 @@ class Setup:
         Raises:
             InputError: there is nothing to start from, or a parameter that nothing accounts for.
         """
-        exp = self.experiment
-        if not exp.init_from:
-            return
-        # A position table is resized as its source would, to what this run will see.
-        size = {"image_size": self.image_size}
-        self._origin = transfer.read(exp.init_from, {**size, **exp.init_hints})
-        self._transfer({"params": self.target.params, **self.target.model_state})
-        differing = [key.rpartition(".")[2] for key in self._differing()]
-        other = [field for field in differing if field in _MEANING]
-        other = [field for field in other if not transfer.allowed(field, exp.init_allow)]
-        if other:
-            raise InputError(
-                "config.init_from: all parameters fit, but would mean something else. "
-                f"{self._settings_there()}: set the same, or name {other[0]!r} in config.init_allow"
-            )
-
-    def _transfer(self, variables: Any) -> tuple[dict[str, Any], transfer.TransferReport]:
-        """The variables, or shapes of them, with what `init_from` has in its place; by name."""
-        fresh, origin = names_of(variables), self._origin
-        same = origin.task == self.experiment.task and self._same_kind()
-        heads, allow = self._heads(fresh), self.experiment.init_allow
-        settings = self._settings_there()
-        return transfer.transfer(fresh, origin.variables, allow, heads, same, settings=settings)
-
-    def _same_kind(self) -> bool:
-        """Whether the model is of the same name: of a detector, or of a backbone alone."""
-        return self._origin.model.get("name") == self.resolved["model"].get("name")
-
-    def _heads(self, fresh: dict[str, Any]) -> tuple[str, ...]:
-        """Regexes of the parameters that tell classes apart, where they are new; else none.
-
-        They are taken from a run with the same classes, and from published weights with as many.
-        """
-        origin, task = self._origin, self.experiment.task
-        theirs = task_class(origin.task).class_parameters if origin.task else ()
-        heads = (*self.task.class_parameters, *theirs)
-        if origin.task != task:
-            return heads
-        if origin.classes is not None:
-            return () if origin.classes == self.classes else heads
-        shapes = (
-            {k: v.shape for k, v in variables.items() if transfer.allowed(k, heads)}
-            for variables in (origin.variables, fresh)
-        )
-        return () if next(shapes) == next(shapes) else heads
-
-    def _transferred(self, variables: Any, log: Callable[[str], None]) -> Any:
-        filled, report = self._transfer(parallelism.to_host(variables))
-        file = f"{self._origin.report}\n" * bool(self._origin.report)
-        log(f"init_from {self.experiment.init_from}: {file}{report}")
-        return nested(filled)
-
-    def _settings_there(self) -> str:
-        """The settings of the other model where they are not ours, for an error."""
-        differ = [f"{key}={value}" for key, value in self._differing().items()]
-        return f"The model there has {', '.join(differ)}" if differ else ""
-
-    def _differing(self) -> dict[str, Any]:
-        """Settings of the other run's backbone that are not as ours, with their values there; and
-        of the same model around it those that change what its parameters mean."""
-        theirs, ours = self._origin.model, self.resolved["model"]
-        where = "config.model.backbone" if "backbone" in ours else "config.model"
-        inner = theirs.get("backbone", theirs), ours.get("backbone", ours)
-        fields = [key for key in inner[1] if key not in _NOT_OF_THE_BACKBONE]
-        if not self._heads(names_of({"params": self.target.params})):
-            fields += ["pool"]
-        # Published weights have sizes and no variant.
-        differing = {
-            f"{where}.{key}": inner[0][key]
-            for key in fields
-            if key in inner[0] and key in inner[1] and inner[0][key] != inner[1][key]
-            if (key, inner[0][key]) != ("variant", None)
-        }
-        if "backbone" in ours and self._origin.task == self.experiment.task and self._same_kind():
-            for key in _MEANING_AROUND:
-                if key in theirs and key in ours and theirs[key] != ours[key]:
-                    differing[f"config.model.{key}"] = theirs[key]
-        return differing
-
-
-# Fields of a model that change what its parameters mean, and none of their shapes.
-_MEANING_AROUND = ("num_heads", "decoder_heads", "mask_backbone")
-_MEANING = ("num_heads", "pos_embed", "rope_theta", "rope_periods", "mlp", "norm_eps", "stem")
-_MEANING += (*_MEANING_AROUND[1:], "pool")  # the pool where a head is taken with it
-# Fields of a model that a pretrained backbone may well have otherwise.
-_NOT_OF_THE_BACKBONE = (
-    "num_classes", "pool", "norm_after_pool", "dropout", "drop_path", "drop_path_uniform",
-    "patch_dropout", "rep_size", "head_init_std", "head_init_bias", "weight_init", "remat", "scan",
-)  # fmt: skip
+        if self.experiment.init_from:
+            self.initial = InitialWeights(self)

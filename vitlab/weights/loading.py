@@ -11,6 +11,7 @@ import flax.linen as nn
 
 from vitlab.config import coerce, nearest
 from vitlab.errors import InputError
+from vitlab.models.detr import DETR
 from vitlab.models.vit import ViT
 from vitlab.weights.files import Tensor, open_file
 from vitlab.weights.filling import TABLE, LoadReport, fill, nested
@@ -40,7 +41,8 @@ class Loaded:
         image_size: (height, width) in pixels that the position table is for.
         preprocessing_stated: whether a file says so, for images of this size, or the format has
             only one way; else it is what the format has most often.
-        classes: names of the classes, where the file says.
+        normalization_stated: the same of its mean and deviation alone, for images of any size.
+        classes: names of the classes, where the file says; of DETR all but "no object", the last.
         licence: as the file or its card says; "" where neither does.
     """
 
@@ -51,6 +53,7 @@ class Loaded:
     format: str
     image_size: tuple[int, int]
     preprocessing_stated: bool
+    normalization_stated: bool
     classes: tuple[str, ...]
     licence: str
 
@@ -129,6 +132,10 @@ def load_found(found: Found, part: str, /, **hints: Any) -> Loaded:
         if size != tuple(pixels) and preprocessing:
             steps, _, last = preprocessing.rpartition("|")
             preprocessing = f"{steps}|whole_patches({patch})|{last}"
+        means = (
+            source.preprocessor.get("image_mean"),
+            source.config.get("pretrained_cfg", {}).get("mean"),
+        )
         classes = _classes(source.config)
     for array in flat.values():
         array.flags.writeable = False
@@ -140,7 +147,8 @@ def load_found(found: Found, part: str, /, **hints: Any) -> Loaded:
         form.name,
         size,
         stated,
-        classes if len(classes) == getattr(module, "num_classes", None) else (),
+        stated or any(means),
+        classes if len(classes) == _number_of_classes(module) else (),
         source.licence,
     )
 
@@ -165,6 +173,7 @@ def _of_own(own: OwnFile, size: tuple[int, int] | None, num_classes: int | None)
         format=FORMAT,
         image_size=size or told,
         preprocessing_stated=size in (None, told),
+        normalization_stated=True,
         classes=() if other_head else classes,
         licence="",
     )
@@ -309,6 +318,11 @@ def _size(source: Source, module: nn.Module, grid: tuple[int, int] | None) -> tu
     if isinstance(size, dict):
         size = size.get("height") or size.get("longest_edge") or size.get("shortest_edge") or 224
     return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def _number_of_classes(module: nn.Module) -> int:
+    """Without DETR's "no object", which is its last."""
+    return (getattr(module, "num_classes", None) or 0) - isinstance(module, DETR)
 
 
 def _classes(config: Mapping[str, Any]) -> tuple[str, ...]:

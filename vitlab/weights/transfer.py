@@ -32,15 +32,19 @@ class Origin:
             without a head they are below `backbone/`, as those of a run that pretrained.
         model: settings of its model, as in `config.model`; {} where they are not known.
         task: what it was trained for; None where that is not known.
-        classes: names of its classes; None: weights of others, which have their own names.
+        classes: names of its classes; None where a file has none.
+        preprocess: how its images were made; "" where that is not known.
         report: what became of the keys of a file; "" of a run.
+        published: whether it is of others.
     """
 
     variables: dict[str, np.ndarray]
     model: dict[str, Any]
     task: str | None
     classes: tuple[str, ...] | None
+    preprocess: str
     report: str = ""
+    published: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,8 +103,13 @@ def read(name: os.PathLike | str, hints: Mapping[str, Any] | None = None) -> Ori
     variables = state.get("ema") or {"params": state["params"], **state.get("model_state", {})}
     path = checkpoint.path.parents[1] / "config.json"
     config = checkpoints.read_json(path) if path.exists() else {}
-    classes = checkpoint.meta()["classes"]
-    return Origin(names_of(variables), config.get("model", {}), config.get("task"), tuple(classes))
+    return Origin(
+        names_of(variables),
+        config.get("model", {}),
+        config.get("task"),
+        tuple(checkpoint.meta()["classes"]),
+        config.get("data", {}).get("preprocess", ""),
+    )
 
 
 def _published(name: str, hints: Mapping[str, Any]) -> Origin:
@@ -108,7 +117,8 @@ def _published(name: str, hints: Mapping[str, Any]) -> Origin:
     if own := read_own(found.weights[0]):
         _check_hints(name, hints, "a model of vitlab's own")
         about = own.about
-        return Origin(own.variables, about["model"], about["task"], tuple(about["classes"]))
+        classes, preprocess = tuple(about["classes"]), about["preprocess"]
+        return Origin(own.variables, about["model"], about["task"], classes, preprocess)
     loaded = load_found(found, part, **hints)
     variables, model = names_of(loaded.variables), loaded.module
     task = {MAE: "mae", DETR: "detection"}.get(type(model))
@@ -119,7 +129,10 @@ def _published(name: str, hints: Mapping[str, Any]) -> Origin:
             key if _part(key) == "pre_logits" else _ROOT.sub(r"\1backbone/", key): value
             for key, value in variables.items()
         }
-    return Origin(variables, model_settings(model), task, None, str(loaded.report))
+    preprocess = loaded.preprocessing if loaded.normalization_stated else ""
+    classes = loaded.classes or None
+    report = str(loaded.report)
+    return Origin(variables, model_settings(model), task, classes, preprocess, report, True)
 
 
 def _check_hints(name: os.PathLike | str, hints: Mapping[str, Any], what: str) -> None:
