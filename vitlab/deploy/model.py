@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from vitlab.data.preprocess import Preprocess
 from vitlab.errors import InputError
 from vitlab.models.build import NotImportableError
 from vitlab.tasks.task import Task, task_class
+from vitlab.weights.class_rows import rows_of, with_rows
 from vitlab.weights.filling import names_of, nested
 from vitlab.weights.own import KEY
 
@@ -111,6 +113,52 @@ class Model:
             return self
         cast = jax.tree.map(lambda x: jnp.asarray(x, dtype), self.variables)
         return dataclasses.replace(self, task=_task(self._about(dtype)), variables=cast)
+
+    def of_classes(self, names: Sequence[str], category_ids: Sequence[int] = ()) -> "Model":
+        """The same for the classes of other data, which are then all that it tells apart.
+
+        They are matched by name. Of a detector without names of classes, their numbers are COCO's;
+        and where no name is the same, and they are as many, they are taken in their order, as those
+        of ImageNet, which have several names. The `note` says what is not by name.
+
+        Args:
+            names: of the data's classes, in their order.
+            category_ids: the data set's own numbers of them, where it has such.
+
+        Raises:
+            InputError: the classes do not match.
+        """
+        ours, names = self.task.classes, tuple(names)
+        if names == ours:
+            return self
+        rows, note = rows_of(ours, names), ""
+        if rows is None and not set(names) & set(ours):
+            numbers = ours == tuple(map(str, self.category_ids))
+            if numbers and category_ids and set(category_ids) <= set(self.category_ids):
+                rows = [self.category_ids.index(number) for number in category_ids]
+                note = f"classes are taken by their numbers: {category_ids[0]} is {names[0]}"
+            elif len(names) == len(ours):
+                rows = list(range(len(ours)))
+                note = f"classes are taken in their order: {ours[0]} is {names[0]}"
+        flat = names_of(self.variables)
+        taken = rows and with_rows(flat, {}, self.task.class_parameters, rows, len(ours))
+        if not taken:
+            first = next((name for name in names if name not in ours), names[:1])
+            raise InputError(
+                f"the data's {len(names)} classes, such as {first!r}, are not the model's "
+                f"{len(ours)}, such as {ours[0]!r}"
+            )
+        about = {**self.about(), "classes": names}
+        if "num_classes" in about["model"]:
+            about["model"] = {**about["model"], "num_classes": len(names)}
+        return dataclasses.replace(
+            self,
+            task=_task(about),
+            variables=nested(taken),
+            category_ids=tuple(category_ids),
+            things=tuple(self.things[row] for row in rows) if self.things else (),
+            note="; ".join(filter(None, (self.note, note))),
+        )
 
     def about(self) -> dict[str, Any]:
         """What a file says of it: plain values, without the parameters."""
