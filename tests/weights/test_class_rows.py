@@ -17,6 +17,7 @@ def numbered(shape, axis):
 
 def test_rows_are_those_of_the_same_names():
     assert rows_of(("a", "b", "c"), ("c", "a")) == [2, 0]
+    assert rows_of(("Cat", "b"), ("cat",)) == [0]
     assert rows_of(("a", "b"), ("a", "z")) is None
     assert rows_of(("a", "b", "a"), ("a", "b")) is None  # which of the two?
     assert rows_of(("a", "b", "a"), ("b",)) == [1]

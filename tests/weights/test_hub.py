@@ -78,3 +78,9 @@ def test_what_is_published_and_what_is_a_run(tmp_path, monkeypatch):
     assert [each.name for each in find(str(pieces.parent))[0].weights] == ["pytorch_model-1.bin"]
     for name in (tmp_path / "run", tmp_path / "nothing", "runs/mae"):
         assert not is_published(str(name))
+
+
+def test_a_run_is_told_from_published_weights(tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"run is a run: vitlab\.load_model gives its module"):
+        load(str(tmp_path / "run"))

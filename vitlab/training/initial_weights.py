@@ -103,7 +103,8 @@ class InitialWeights:
             rows, number, by = self._category_ids, max(self._category_ids) + 1, "numbers"
         if rows and (taken := with_rows(origin.variables, shapes, ours, rows, number)):
             return taken, (), f"classes by their {by}, {len(rows)} of {number}"
-        if not origin.published or set(origin.classes or ()) & set(self._classes):
+        folded = ({name.casefold() for name in x or ()} for x in (origin.classes, self._classes))
+        if not origin.published or next(folded) & next(folded):
             return origin.variables, tuple(ours), ""
         # Published ones without names, or all with others, as ImageNet's have several: by order.
         there, here = (

@@ -9,7 +9,9 @@ import numpy as np
 
 
 def rows_of(theirs: Sequence[str], ours: Sequence[str]) -> list[int] | None:
-    """Where each of our classes is among theirs; None where one is not, or is there twice."""
+    """Where each of our classes is among theirs, whatever their case; None where one is not, or is
+    there twice."""
+    theirs, ours = ([name.casefold() for name in names] for names in (theirs, ours))
     if len(set(ours)) < len(ours) or any(theirs.count(name) != 1 for name in ours):
         return None
     return [theirs.index(name) for name in ours]

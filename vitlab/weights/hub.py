@@ -65,6 +65,8 @@ def find(name: str) -> tuple[Found, str]:
         for file in WEIGHTS:
             if (path / file).exists():
                 return _found(name, path / file, lambda other: _existing(path / other)), part
+        if (path / "checkpoints").is_dir():
+            raise InputError(f"{name} is a run: vitlab.load_model gives its module and variables")
         raise InputError(f"{name} has no {', '.join(WEIGHTS)}: name the file")
     if not path.exists():
         raise InputError(f"{name} does not exist")
