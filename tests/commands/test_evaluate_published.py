@@ -10,6 +10,7 @@ from PIL import Image
 import vitlab
 from tests.deploy.test_published import NAMES, SMALL, classifier, detector, prepared, written
 from vitlab.commands.cli import main
+from vitlab.errors import InputError
 from vitlab.weights import load
 
 __all__ = ["classifier", "detector"]  # fixtures
@@ -54,9 +55,8 @@ def test_a_classifier_is_measured_among_the_data_s_classes(classifier, photos, t
     assert "Trained on" not in page
 
 
-def test_detr_is_measured_on_some_classes_and_by_coco_s_numbers_without_names(
-    detector, tmp_path, capsys
-):
+@pytest.mark.slow
+def test_detr_is_measured_by_coco_s_numbers_where_it_has_no_names(tmp_path, capsys):
     """Its best box as the truth is an AP of 1, also where classes before it are not in the data."""
     unnamed = written(tmp_path / "unnamed", "weights_hf_detr_timm", (), SMALL)
     pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
@@ -77,12 +77,19 @@ def test_detr_is_measured_on_some_classes_and_by_coco_s_numbers_without_names(
     assert result["metrics"]["test/AP"] == pytest.approx(1)
     found = json.loads((tmp_path / "out/report/test/detections.json").read_text())
     assert {row["category_id"] for row in found} <= set(ids)
-    # By names it is the same, and without the classes that no data have ("N/A" in COCO's).
-    by_number = vitlab.load_model(unnamed).of_classes(["abcde"[i] for i in ids], ids)
+
+
+def test_detr_s_classes_are_found_by_name_or_by_coco_s_numbers(detector, tmp_path):
+    """Without those that no data have, "N/A" in COCO's; "no object" stays."""
+    unnamed = vitlab.load_model(written(tmp_path / "a", "weights_hf_detr_timm", (), SMALL))
+    ids = (1, 2, 4)
+    by_number = unnamed.of_classes(["abcde"[i] for i in ids], ids)
     by_name = vitlab.load_model(detector).of_classes([NAMES[i] for i in ids])
     jax.tree.map(np.testing.assert_array_equal, by_number.variables, by_name.variables)
+    kernels = (each.variables["params"]["class_head"]["kernel"] for each in (by_name, unnamed))
+    np.testing.assert_array_equal(next(kernels), next(kernels)[:, [1, 2, 4, 5]])
     assert by_name.note == ""
-    assert by_name.task.model.num_classes == len(ids) + 1
+    assert by_number.note.endswith("classes are taken by their numbers: 1 is b")
 
 
 def test_other_classes_are_taken_in_order_or_refused(classifier, tmp_path):
@@ -91,8 +98,14 @@ def test_other_classes_are_taken_in_order_or_refused(classifier, tmp_path):
     assert ordered.note == "classes are taken in their order: fish 0 is n0"
     kernels = (each.variables["params"]["head"]["kernel"] for each in (model, ordered))
     np.testing.assert_array_equal(*kernels)
-    for names in (["fish 0", "cat"], ["a", "b"], ["fish 1", "fish 1"], [*NAMES[:6], "cat"]):
-        with pytest.raises(vitlab.errors.InputError, match=f"the data's {len(names)} classes"):
+    for names, wrong in (
+        (["fish 0", "cat"], "cat"),
+        (["a", "b"], "a"),
+        (["fish 1", "Fish 1"], "fish 1"),
+        (["FISH 0", *"bcdefg"], "b"),
+    ):
+        line = f"the data's {len(names)} classes are not the model's 7.* '{wrong}' is not there, or"
+        with pytest.raises(InputError, match=line):
             model.of_classes(names)
 
 
@@ -107,7 +120,7 @@ def test_what_goes_wrong_is_one_line(classifier, photos, tmp_path, capsys):
         ([], "is no run: give --data and --split and --out"),
         (["knn", *data, *split, *out], "knn judges the features of runs alone"),
         ([*data, *split, *out, "--layer", "stage_1"], "--layer is for protocols"),
-        (["--data", f"folder:{other}", *split, *out], "the data's 2 classes, such as 'cat', are"),
+        (["--data", f"folder:{other}", *split, *out], "the data's 2 classes are not the model's 7"),
         (["--data", f"images:{other}", *split, *out], "has no classes, which classification needs"),
     ]
     for arguments, line in cases:

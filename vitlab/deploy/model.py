@@ -132,7 +132,8 @@ class Model:
         if names == ours:
             return self
         rows, note = rows_of(ours, names), ""
-        if rows is None and not set(names) & set(ours):
+        folded, theirs = ([name.casefold() for name in each] for each in (ours, names))
+        if rows is None and not set(folded) & set(theirs):
             numbers = ours == tuple(map(str, self.category_ids))
             if numbers and category_ids and set(category_ids) <= set(self.category_ids):
                 rows = [self.category_ids.index(number) for number in category_ids]
@@ -143,10 +144,11 @@ class Model:
         flat = names_of(self.variables)
         taken = rows and with_rows(flat, {}, self.task.class_parameters, rows, len(ours))
         if not taken:
-            first = next((name for name in names if name not in ours), names[:1])
+            once = (folded.count(name) == theirs.count(name) == 1 for name in theirs)
+            wrong = next((name for name, fits in zip(names, once, strict=True) if not fits), "")
             raise InputError(
-                f"the data's {len(names)} classes, such as {first!r}, are not the model's "
-                f"{len(ours)}, such as {ours[0]!r}"
+                f"the data's {len(names)} classes are not the model's {len(ours)}, such as "
+                f"{ours[0]!r}: {wrong!r} is not there, or is there twice"
             )
         about = {**self.about(), "classes": names}
         if "num_classes" in about["model"]:
