@@ -1,6 +1,5 @@
 """vitlab: image recognition research in JAX and Flax, centred on Vision Transformers."""
 
-import dataclasses
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,14 +15,16 @@ def load(path: "os.PathLike | str", preprocess: str = "", **options) -> "Predict
     """What a run has learned, ready to be used: `vitlab.load("runs/flowers").predict("rose.jpg")`.
 
     Args:
-        path: a working directory, one of its checkpoints, or an exported safetensors file.
-        preprocess: of the images; by default that of the run's first evaluator of its task.
+        path: a working directory, one of its checkpoints, an exported safetensors file; or
+            published weights, as `vitlab.weights.load` reads them.
+        preprocess: of the images; by default that of the run's first evaluator of its task, or
+            what comes with the weights.
         options: of `vitlab.deploy.predictor.Predictor`.
 
     A model of a class of one's own is found by the import path in there: that module is imported.
 
     Raises:
-        InputError: there is no such run, it is damaged, or it predicts nothing.
+        InputError: there is no such run, it is damaged, or it predicts nothing; so with weights.
     """
     # Only now, so that `import vitlab` is light.
     from vitlab.deploy.predictor import Predictor
@@ -33,18 +34,16 @@ def load(path: "os.PathLike | str", preprocess: str = "", **options) -> "Predict
 
 def load_model(path: "os.PathLike | str", preprocess: str = "") -> "Model":
     """As `load`, the model with its preprocessing and classes alone, to be exported."""
-    import os
-
-    from vitlab.deploy import model as deployed
+    from vitlab.deploy.model import Model
+    from vitlab.deploy.published import published_model
     from vitlab.training.trained import load_trained
+    from vitlab.weights.hub import is_published
 
-    name = os.path.expanduser(path)
-    if name.endswith(".safetensors") or os.path.isfile(name):
-        model = deployed.load_model(path)
-        return dataclasses.replace(model, preprocess=preprocess or model.preprocess)
+    if is_published(str(path)):
+        return published_model(path, preprocess)
     trained = load_trained(path)
     section = trained.evaluator(required=not preprocess)
-    return deployed.Model(
+    return Model(
         task_name=trained.experiment.task,
         task=trained.task,
         variables=trained.chosen(section.params if section else "auto"),

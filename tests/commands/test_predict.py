@@ -129,7 +129,7 @@ def test_what_goes_wrong_is_one_line(runs, photos, tmp_path, capsys):
         ([runs["detection"], str(tmp_path / "empty")], "holds no image"),
         ([runs["detection"], "nothing.jpg"], "nothing.jpg does not exist"),
         ([str(tmp_path / "empty"), str(photos), "--out", str(tmp_path / "new")], "empty"),
-        ([str(photos / "a.png"), str(photos)], "a.png is damaged, or no safetensors file"),
+        ([str(photos / "a.png"), str(photos)], "a.png is no safetensors, npz or PyTorch file"),
         ([runs["detection"], str(photos), "--tta", "rotate"], "--tta is 'rotate' but must be flip"),
         ([runs["universal_segmentation"], str(photos), "--tta", "flip"], "two views of an image"),
         ([runs["detection"], str(photos), "--batch_size", "0"], "must be a whole number from 1 on"),

@@ -215,6 +215,12 @@ def test_random_preprocessing_is_refused():
         Predictor(make("classification", "decode|inception_crop(32)"))
 
 
+@pytest.mark.parametrize("task", [each for each in MODELS if each != "classification"])
+def test_preprocessing_that_does_not_tell_where_pixels_come_from_is_refused(task):
+    with pytest.raises(InputError, match=f"which {task} needs: put .* before its last op"):
+        Predictor(make(task, "decode|resize(32)"))
+
+
 @pytest.mark.parametrize(
     "picture", [np.zeros((4, 5, 4), np.uint8), np.zeros((4, 5, 3)), np.zeros(3, np.uint8)]
 )

@@ -18,7 +18,7 @@ from vitlab.training.exit_codes import exit_code, helped
 VERBS = {
     "data": "check a data set before it costs a night, or draw what it holds",
     "evaluate": "measure a run on a whole split, and write a report to read",
-    "predict": "what a run says of any images, in a file and in pictures",
+    "predict": "what a run, or published weights, say of images, with pictures",
     "inspect": "pictures of what a backbone sees: attention, features, neighbours",
     "export": "a run as one file: ONNX, StableHLO, TFLite, safetensors",
     "bench": "how fast a config is here, what limits it, and a peer beside it",

@@ -1,7 +1,9 @@
-"""`vitlab evaluate`: measures a run on a whole split, or judges its frozen features."""
+"""`vitlab evaluate`: measures a run or published weights on a whole split, or judges the frozen
+features of a run."""
 
 import dataclasses
 import pathlib
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from vitlab import config as config_lib
@@ -13,11 +15,18 @@ from vitlab.errors import InputError
 
 VERB = Verb(
     "evaluate",
-    ("WORKDIR [PROTOCOL ...] [--OPTION VALUE ...]",),
-    "Measures a run on a whole split: by the evaluators of its config, or by protocols, which "
-    "judge the frozen features of its backbone, whatever it was trained for.",
     (
-        Argument("WORKDIR", "a working directory, or one of its checkpoints/STEP", path="folder"),
+        "WORKDIR [PROTOCOL ...] [--OPTION VALUE ...]",
+        "WEIGHTS --data SOURCE --split SPLIT --out DIR [--OPTION VALUE ...]",
+    ),
+    "Measures a run on a whole split: by the evaluators of its config, or by protocols, which "
+    "judge the frozen features of its backbone; or published WEIGHTS, on data of their classes.",
+    (
+        Argument(
+            "WORKDIR",
+            "a working directory, or one of its checkpoints/STEP; or WEIGHTS, as of vitlab predict",
+            path="file",
+        ),
         Argument(
             "PROTOCOL",
             "none for the run's evaluators, or",
@@ -50,8 +59,8 @@ VERB = Verb(
     (
         "vitlab evaluate runs/quickstart",
         "vitlab evaluate runs/flowers --data folder:photos --split train --out photos_report",
-        "vitlab evaluate runs/mae knn linear --split test",
         "vitlab evaluate runs/simclr few_shot --data folder:photos --split val --layer stage_3",
+        "vitlab evaluate hf:timm/resnet50.a1_in1k --data folder:imagenet --split val --out seen",
     ),
     "DIR/report/index.html, one file with numbers and pictures to read and to hand on; "
     "DIR/result.json with the numbers, which --json shows; DIR/report/NAME/ with the pictures, "
@@ -68,23 +77,18 @@ def run(given: Given, output: Output) -> None:
     workdir, *protocols = given.plain
     options = dict(given.options)
 
-    from vitlab.training.experiment import EvaluatorConfig
     from vitlab.training.measuring import measure
     from vitlab.training.progress import metrics_table
     from vitlab.training.trained import load_trained
+    from vitlab.weights.hub import is_published
 
-    trained = load_trained(workdir)
-    out = pathlib.Path(options.pop("out", trained.workdir / "evaluate")).expanduser()
-    sections = trained.experiment.evaluators
-    if protocols:
-        section = _features_section(protocols, options, trained.experiment)
-        sections = {
-            section["split"].partition("[")[0]: config_lib.section(
-                section, EvaluatorConfig, "vitlab evaluate"
-            )
-        }
-    elif options:
-        sections = _changed(sections, options, trained.experiment.data.source)
+    if is_published(workdir):
+        trained = _published(workdir, protocols, options, output)
+        sections = trained.experiment.evaluators
+    else:
+        trained = load_trained(workdir)
+        sections = _sections(trained.experiment, protocols, options)
+    out = pathlib.Path(options.get("out", trained.workdir / "evaluate")).expanduser()
     if not sections:
         raise InputError(f"{workdir} has no evaluators in its config: name a protocol, such as knn")
     try:
@@ -97,12 +101,63 @@ def run(given: Given, output: Output) -> None:
     print(f"report in {out / 'report' / 'index.html'}")
 
 
-def _changed(sections, options, own: str) -> dict[str, Any]:
-    """The run's evaluators with what the command line says instead; of two that it makes alike, as
-    two splits become one, the first."""
+def _sections(experiment, protocols: Sequence[str], options: dict[str, Any]) -> dict[str, Any]:
+    """The evaluators of a run, or what the command line says instead."""
+    from vitlab.training.experiment import EvaluatorConfig
+
+    options = {name: value for name, value in options.items() if name != "out"}
+    if protocols:
+        section = _features_section(protocols, options, experiment)
+        name = section["split"].partition("[")[0]
+        return {name: config_lib.section(section, EvaluatorConfig, "vitlab evaluate")}
+    if options:
+        return _changed(experiment.evaluators, options, experiment.data.source)
+    return experiment.evaluators
+
+
+def _published(name: str, protocols: Sequence[str], options: dict[str, Any], output: Output):
+    """Weights that no run has, with the evaluator that the command line describes."""
+    import vitlab
+    from vitlab.training.experiment import EvaluatorConfig
+    from vitlab.training.trained import as_trained
+
+    if protocols:
+        raise InputError(f"{name} is no run: {protocols[0]} judges the features of runs alone")
+    _check_options(options)
+    missing = [f"--{key}" for key in ("data", "split", "out") if key not in options]
+    if missing:
+        raise InputError(f"{name} is no run: give {' and '.join(missing)}")
+    model = vitlab.load_model(name, options.get("preprocess", ""))
+    source = open_source(options["data"], options["split"])
+    classes = getattr(source, model.task.names, ())
+    if not classes:
+        raise InputError(f"{options['data']} has no classes, which {model.task_name} needs")
+    try:
+        model = model.of_classes(classes, getattr(source, "category_ids", ()))
+    except InputError as error:
+        raise InputError(f"{name} on {options['data']}: {error}") from None
+    if model.note:
+        output.note(model.note)
+    section = EvaluatorConfig(
+        preprocess=model.preprocess,
+        split=options["split"],
+        source=options["data"],
+        kind=model.task.evaluators[0],
+        batch_size=options.get("batch_size", 0),
+    )
+    return as_trained(name, model.task_name, model.task, model.variables, section)
+
+
+def _check_options(options: Collection[str]) -> None:
     for name in options:
         if name in ("train_split", "layer"):
             raise InputError(f"--{name} is for protocols: name one, such as knn")
+
+
+def _changed(sections, options, own: str) -> dict[str, Any]:
+    """The run's evaluators with what the command line says instead; of two that it makes alike, as
+    two splits become one, the first."""
+    _check_options(options)
     given = {"source" if name == "data" else name: value for name, value in options.items()}
     changed: dict[str, Any] = {}
     for name, section in sections.items():

@@ -1,4 +1,5 @@
-"""`vitlab export`: a run as a file that needs no vitlab, measured again through the file."""
+"""`vitlab export`: a run, or published weights, as a file that needs no vitlab; that of a run is
+measured again through the file."""
 
 import dataclasses
 import json
@@ -19,11 +20,19 @@ _TOLERANCE = 0.1
 
 VERB = Verb(
     "export",
-    ("WORKDIR --format FORMAT [--out FILE] [--OPTION VALUE ...]",),
-    "Writes a run as one file for other programs, with all that is around the network: uint8 "
-    "images [batch, height, width, channels] of any batch and size go in; probabilities, boxes in "
-    "pixels or labels of pixels come out. The metrics are computed again through the file.",
-    (Argument("WORKDIR", "a working directory, or one of its checkpoints/STEP", path="folder"),),
+    ("MODEL --format FORMAT [--out FILE] [--OPTION VALUE ...]",),
+    "Writes a run, or published weights, as one file for other programs, with all around the "
+    "network: uint8 images [batch, height, width, channels] of any batch and size go in; "
+    "probabilities, boxes in pixels or labels of pixels come out. A run's metrics are computed "
+    "again through the file.",
+    (
+        Argument(
+            "MODEL",
+            "a working directory, one of its checkpoints/STEP; or, with --unchecked and --out, an "
+            "exported .safetensors file or published weights as vitlab predict takes them",
+            path="file",
+        ),
+    ),
     (
         Option(
             "format",
@@ -39,7 +48,7 @@ VERB = Verb(
             },
             required=True,
         ),
-        Option("out", "FILE", "default WORKDIR/export/model.FORMAT", path="file"),
+        Option("out", "FILE", "default MODEL/export/model.FORMAT", path="file"),
         Option(
             "dtype",
             "DTYPE",
@@ -61,6 +70,7 @@ VERB = Verb(
         "vitlab export runs/flowers --format onnx",
         "vitlab export runs/detector --format stablehlo --split 'val[:500]'",
         "vitlab export runs/flowers --format safetensors --unchecked --out flowers.safetensors",
+        "vitlab export hf:facebook/detr-resnet-50 --format onnx --unchecked --out detr.onnx",
     ),
     "FILE, and FILE.json, which says what goes in and comes out and what was measured, and which "
     "--json shows; neither where the main metric differs.",
@@ -88,9 +98,17 @@ def run(given: Given, output: Output) -> int:
     import vitlab
     from vitlab.deploy.export import check_arguments, export
     from vitlab.deploy.predictor import Predictor
+    from vitlab.weights.hub import is_published
 
     check_arguments(to, dtype)
+    if is_published(path) and not options.keys() >= {"unchecked", "out"}:
+        raise InputError(
+            f"{path} is no run, whose evaluator a file is measured by: add --unchecked, and --out "
+            f"FILE, such as --out model.{to}"
+        )
     model = vitlab.load_model(path)
+    if model.note:
+        output.note(model.note)
     model.channels()  # refuses what predicts nothing, before anything is written
     workdir = pathlib.Path(path).expanduser()
     out = pathlib.Path(options.get("out", workdir / "export" / f"model.{to}")).expanduser()

@@ -1,4 +1,4 @@
-"""`vitlab predict`: what a run says of any images."""
+"""`vitlab predict`: what a run, or published weights, say of any images."""
 
 import contextlib
 import json
@@ -19,12 +19,15 @@ from vitlab.own_files import OwnFiles
 
 VERB = Verb(
     "predict",
-    ("WORKDIR IMAGE ... [--out DIR] [--OPTION VALUE ...]",),
-    "Says what a run sees in any images, and with --out draws it into pictures.",
+    ("MODEL IMAGE ... [--out DIR] [--OPTION VALUE ...]",),
+    "Says what a run, or published weights, see in any images, and with --out draws it into "
+    "pictures.",
     (
         Argument(
-            "WORKDIR",
-            "a working directory, one of its checkpoints/STEP, or an exported .safetensors file",
+            "MODEL",
+            "a working directory, one of its checkpoints/STEP, an exported .safetensors file; or "
+            "published weights of a classifier or DETR: a safetensors, npz or .pth file, a folder "
+            "with model.safetensors, hf:OWNER/NAME",
             path="file",
         ),
         Argument(
@@ -54,12 +57,13 @@ VERB = Verb(
             number=int,
             least=1,
         ),
-        Option("preprocess", "OPS", "other than the run's, such as decode|resize(224)"),
+        Option("preprocess", "OPS", "other than the model's, such as decode|resize(224)"),
     ),
     (
         "vitlab predict runs/flowers rose.jpg",
         "vitlab predict runs/detector photos --out found --tta flip",
         "vitlab predict runs/flowers photos --json | jq .classes[0].name",
+        "vitlab predict hf:google/vit-base-patch16-224 rose.jpg",
     ),
     "DIR/predictions.jsonl with a JSON object a line, which --json shows instead: of a "
     "classification one for each image, with the five most probable classes; of objects and "
@@ -77,9 +81,9 @@ def run(given: Given, output: Output) -> int:
         The exit code: 1 where an image is broken.
 
     Raises:
-        InputError: anything in the command line is wrong, or the run predicts nothing.
+        InputError: anything in the command line is wrong, or the model predicts nothing.
     """
-    workdir, *images = given.plain
+    path, *images = given.plain
     options, least = given.options, given.options["min_score"]
     files = image_paths(images)
     out = pathlib.Path(options["out"]).expanduser() if "out" in options else None
@@ -88,9 +92,10 @@ def run(given: Given, output: Output) -> int:
 
     import vitlab
 
-    predictor = vitlab.load(
-        workdir, options.get("preprocess", ""), max_pixels=options["max_pixels"]
-    )
+    preprocess = options.get("preprocess", "")
+    predictor = vitlab.load(path, preprocess, max_pixels=options["max_pixels"])
+    if predictor.model.note:
+        output.note(predictor.model.note)
     category_ids = predictor.model.category_ids
     names, ids = _names(files), _image_ids(files)
     found = predictor.stream(files, options["batch_size"], options.get("tta"))

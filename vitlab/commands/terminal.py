@@ -55,6 +55,10 @@ class Output:
             for value in values:
                 self._write(json.dumps(value))
 
+    def note(self, line: str) -> None:
+        """One line that a person should know, on standard error."""
+        print(f"vitlab: note: {line}", file=sys.stderr, flush=True)
+
     def broken(self, line: str) -> None:
         """One line about something that could not be read, on standard error."""
         complain(f"broken: {line}", self._bar and self._bar.console)

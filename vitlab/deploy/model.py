@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,8 +17,16 @@ from vitlab.data.preprocess import Preprocess
 from vitlab.errors import InputError
 from vitlab.models.build import NotImportableError
 from vitlab.tasks.task import Task, task_class
+from vitlab.weights.class_rows import rows_of, with_rows
 from vitlab.weights.filling import names_of, nested
 from vitlab.weights.own import KEY
+
+# Ops that tell where in the image the pixels come from that a model sees.
+_PLACES = {
+    "detection": "pad_boxes(100)",
+    "segmentation": "semantic",
+    "universal_segmentation": "pad_segments(100)",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +41,7 @@ class Model:
         image_size: (height, width) of what it was trained on, in pixels; none: not known.
         category_ids: the data set's own numbers of the classes, where it had such.
         things: which classes are of objects that can be counted, where that is known.
+        note: a line for who uses it, where something of it is assumed; "" mostly.
     """
 
     task_name: str
@@ -41,18 +51,25 @@ class Model:
     image_size: tuple[int, ...]
     category_ids: tuple[int, ...] = ()
     things: tuple[bool, ...] = ()
+    note: str = ""
 
     def parsed(self) -> Preprocess:
         """The preprocessing for images of which nothing is known.
 
         Raises:
-            InputError: it is wrong, or random.
+            InputError: it is wrong, random, or lacks an op that the task needs.
         """
         parsed = Preprocess.parse(self.preprocess)
         if parsed.random:
             raise InputError(
                 f"the preprocessing {self.preprocess} has {parsed.random[0]}, which is random: "
                 "give one for images as they are"
+            )
+        needed = _PLACES.get(self.task_name)
+        if needed and not (parsed.boxes or parsed.segments):
+            raise InputError(
+                f"the preprocessing {self.preprocess} has no {needed.partition('(')[0]}, which "
+                f"{self.task_name} needs: put |{needed} before its last op"
             )
         return dataclasses.replace(parsed, prediction=True)
 
@@ -97,6 +114,54 @@ class Model:
         cast = jax.tree.map(lambda x: jnp.asarray(x, dtype), self.variables)
         return dataclasses.replace(self, task=_task(self._about(dtype)), variables=cast)
 
+    def of_classes(self, names: Sequence[str], category_ids: Sequence[int] = ()) -> "Model":
+        """The same for the classes of other data, which are then all that it tells apart.
+
+        They are matched by name. Of a detector without names of classes, their numbers are COCO's;
+        and where no name is the same, and they are as many, they are taken in their order, as those
+        of ImageNet, which have several names. The `note` says what is not by name.
+
+        Args:
+            names: of the data's classes, in their order.
+            category_ids: the data set's own numbers of them, where it has such.
+
+        Raises:
+            InputError: the classes do not match.
+        """
+        ours, names = self.task.classes, tuple(names)
+        if names == ours:
+            return self
+        rows, note = rows_of(ours, names), ""
+        folded, theirs = ([name.casefold() for name in each] for each in (ours, names))
+        if rows is None and not set(folded) & set(theirs):
+            numbers = ours == tuple(map(str, self.category_ids))
+            if numbers and category_ids and set(category_ids) <= set(self.category_ids):
+                rows = [self.category_ids.index(number) for number in category_ids]
+                note = f"classes are taken by their numbers: {category_ids[0]} is {names[0]}"
+            elif len(names) == len(ours):
+                rows = list(range(len(ours)))
+                note = f"classes are taken in their order: {ours[0]} is {names[0]}"
+        flat = names_of(self.variables)
+        taken = rows and with_rows(flat, {}, self.task.class_parameters, rows, len(ours))
+        if not taken:
+            once = (folded.count(name) == theirs.count(name) == 1 for name in theirs)
+            wrong = next((name for name, fits in zip(names, once, strict=True) if not fits), "")
+            raise InputError(
+                f"the data's {len(names)} classes are not the model's {len(ours)}, such as "
+                f"{ours[0]!r}: {wrong!r} is not there, or is there twice"
+            )
+        about = {**self.about(), "classes": names}
+        if "num_classes" in about["model"]:
+            about["model"] = {**about["model"], "num_classes": len(names)}
+        return dataclasses.replace(
+            self,
+            task=_task(about),
+            variables=nested(taken),
+            category_ids=tuple(category_ids),
+            things=tuple(self.things[row] for row in rows) if self.things else (),
+            note="; ".join(filter(None, (self.note, note))),
+        )
+
     def about(self) -> dict[str, Any]:
         """What a file says of it: plain values, without the parameters."""
         return self._about(jnp.dtype(self.task.model.dtype).name)
@@ -132,11 +197,15 @@ def save_model(model: Model, path: os.PathLike | str) -> None:
     safetensors.flax.save_file(arrays, path, {KEY: json.dumps(about)})
 
 
-def load_model(path: os.PathLike | str) -> Model:
+def load_model(path: os.PathLike | str, preprocess: str = "") -> Model:
     """Reads what `save_model` wrote.
 
     Where the model is of a class of one's own, the file names its module, which is imported from
     where Python finds it.
+
+    Args:
+        path: the file.
+        preprocess: of the images; by default the file's.
 
     Raises:
         InputError: the file is damaged, or is none of these.
@@ -166,7 +235,7 @@ def load_model(path: os.PathLike | str) -> Model:
             things=tuple(about["things"]),
         )
         model.channels()  # which builds it
-        return model
+        return dataclasses.replace(model, preprocess=preprocess or model.preprocess)
     except NotImportableError as error:
         raise InputError(f"{path}: {error}") from error
     # What is in the file may be anything.

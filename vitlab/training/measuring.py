@@ -39,16 +39,16 @@ def measure(
     one whole.
 
     Args:
-        trained: the run.
+        trained: the run, or published weights.
         sections: of its config, or others, by the evaluator's name.
         out: the folder.
         log: told what is evaluated and of broken images.
 
     Returns:
-        What `result.json` holds: `metrics` (`NAME/METRIC`), `step`, `evaluators` with what their
-        defaults stood for, `images` counted and those that were `broken` of each, `seconds`,
-        `date`, `precision`, `versions` and `devices`. The next evaluation into the folder deletes
-        what this one wrote, and leaves all others alone.
+        What `result.json` holds: `metrics` (`NAME/METRIC`), `step` (of published weights null),
+        `evaluators` with what their defaults stood for, `images` counted and those that were
+        `broken` of each, `seconds`, `date`, `precision`, `versions` and `devices`. The next
+        evaluation into the folder deletes what this one wrote, and leaves all others alone.
 
     Raises:
         InputError: see `make_evaluator`; or the folder cannot be written, is one of a run, or holds
@@ -146,29 +146,36 @@ def _report(trained: Trained, result: dict[str, Any], parts: list[Section], text
     devices, software = result["devices"], result["versions"]
     seconds = result["seconds"]
     packages = [f"{name} {software[name]}" for name in ("vitlab", "jax") if name in software]
+    published = trained.step is None
+    checkpoint = "published weights" if published else f"step {trained.step:,}"
     facts = {
         "Task": task,
         "Model": describe_model(trained.experiment.model),
         "Parameters": f"{count:,}",
         "Classes": f"{len(trained.classes):,}" if trained.classes else "none",
-        "Checkpoint": f"step {trained.step:,}",
+        "Checkpoint": checkpoint,
         "Trained on": f"{trained.experiment.data.source}, split {trained.experiment.data.split}",
         "Precision": result["precision"],
         "Devices": f"{devices['count']} x {devices['kind']}",
         "Time": f"{seconds:.1f} s" if seconds < 60 else clock(seconds),
         "Date": result["date"].replace("T", " "),
         "Software": ", ".join(packages),
-        "Working directory": os.fspath(trained.workdir),
+        "Weights" if published else "Working directory": os.fspath(trained.workdir),
     }
+    if published:
+        del facts["Trained on"]  # which nobody says
+        about, config = "The model", json.dumps(trained.experiment.model, indent=1)
+    else:
+        about, config = "The run's config", (trained.workdir / "config.json").read_text()
     images = [f"{count:,} images" for count in result["images"].values()]
     what = images[0] if len(images) == 1 else f"{len(images)} evaluators"
     return Report(
         title=trained.workdir.name,
-        subtitle=f"{task}, step {trained.step:,}, evaluated on {result['date'][:10]}: {what}",
+        subtitle=f"{task}, {checkpoint}, evaluated on {result['date'][:10]}: {what}",
         facts=facts,
         sections=parts,
         details={
-            "The run's config": (trained.workdir / "config.json").read_text(),
+            about: config,
             "Versions": "\n".join(f"{name} {version}" for name, version in software.items()),
             "result.json: all of the numbers, in every digit": text,
         },

@@ -10,20 +10,21 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from vitlab import checkpoints
+from vitlab.config import Duration
 from vitlab.errors import InputError
 from vitlab.models.build import NotImportableError
 from vitlab.tasks.task import Task, task_class
 from vitlab.training import parallelism
-from vitlab.training.experiment import EvaluatorConfig, Experiment
+from vitlab.training.experiment import DataConfig, EvaluatorConfig, Experiment
 
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """What a run has learned. Its training data are not needed.
+    """What a run has learned, or published weights. Its training data are not needed.
 
     Attributes:
-        workdir: the working directory.
-        step: of the checkpoint.
+        workdir: the working directory; the name of published weights.
+        step: of the checkpoint; None of published weights.
         experiment: the run's typed config.
         classes: names of the classes of its data, where the task is about classes.
         category_ids: the data set's own numbers of them, where it had such.
@@ -37,7 +38,7 @@ class Trained:
     """
 
     workdir: pathlib.Path
-    step: int
+    step: int | None
     experiment: Experiment
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]
@@ -123,6 +124,44 @@ def load_trained(path: os.PathLike | str) -> Trained:
         mesh=mesh,
         variables=variables,
         ema=ema,
+    )
+
+
+def as_trained(
+    name: str, task_name: str, task: Task, variables: dict[str, Any], section: EvaluatorConfig
+) -> Trained:
+    """Published weights, to be measured as a run is.
+
+    Args:
+        name: of the weights.
+        task_name: as in `config.task`.
+        task: of the classes of the data, on which the evaluator measures them.
+        variables: `params` and the model's other collections.
+        section: the evaluator, with its source.
+    """
+    mesh = parallelism.make_mesh(parallelism.ParallelismConfig(), jax.device_count())
+    settings = task.settings()
+    experiment = Experiment(
+        task=task_name,
+        **settings,
+        data=DataConfig(section.source, section.preprocess, section.split),
+        total=Duration(1, "steps"),
+        evaluators={"test": section},
+        batch_size=8 * jax.device_count(),
+        precision=jnp.dtype(task.model.dtype).name,
+    )
+    return Trained(
+        workdir=pathlib.Path(name),
+        step=None,
+        experiment=experiment,
+        classes=task.classes,
+        category_ids=(),
+        things=(),
+        image_size=(),
+        task=task,
+        mesh=mesh,
+        variables=jax.device_put(variables, parallelism.replicated(mesh)),
+        ema=None,
     )
 
 
