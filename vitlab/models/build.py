@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib
+import json
 import re
 import typing
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Any, Protocol
 import flax.linen as nn
 from jax import Array
 
-from vitlab.config import coerce, nearest
+from vitlab.config import as_dict, coerce, nearest
 from vitlab.errors import InputError
 
 MODELS = {
@@ -156,19 +157,68 @@ def build_with_backbone(
 def build_module(
     cls: type[nn.Module], fields: Mapping[str, Any], where: str, **given: Any
 ) -> nn.Module:
-    """A module of a class from fields that a config names; see `build_model`."""
+    """A module of a class from fields that a config names; see `build_model`.
+
+    Raises:
+        InputError: see `build_model`; or of what `model_settings` says of the module another one
+            would be built, because the class changes its own fields.
+    """
     hints = _hints(cls, where)
     legal = [field for field in _fields(cls) if field not in given]
+    given = {field: value for field, value in given.items() if field in hints}
     values = {}
     for key, value in fields.items():
         if key not in legal:
             raise InputError(f"{where}.{key} does not exist{nearest(key, legal)}")
-        values[key] = coerce(value, hints[key], f"{where}.{key}")
+        values[key] = _value(cls, key, value, hints[key], f"{where}.{key}")
     for field in dataclasses.fields(cls):
         bare = field.default is field.default_factory is dataclasses.MISSING
         if bare and field.name in legal and field.name not in values:
             raise InputError(f"{where}.{field.name} is missing: {cls.__name__} has no default")
-    return cls(**values, **{field: value for field, value in given.items() if field in hints})
+    module = cls(**values, **given)
+    _check_reads_back(module, values, given, hints, where)
+    return module
+
+
+def _value(cls: type[nn.Module], key: str, value: Any, hint: Any, where: str) -> Any:
+    """A field's value from a config. The field's default need not be as its annotation says."""
+    try:
+        return coerce(value, hint, where)
+    except InputError:
+        field = cls.__dataclass_fields__[key]
+        made = field.default_factory is not dataclasses.MISSING
+        default = field.default_factory() if made else field.default
+        if _is_plain(value) and _is_plain(default) and _text(value) == _text(default):
+            return default
+        raise
+
+
+def _check_reads_back(
+    module: nn.Module,
+    values: Mapping[str, Any],
+    given: Mapping[str, Any],
+    hints: Mapping[str, Any],
+    where: str,
+) -> None:
+    """Refuses what a run's config.json would not give again, before the run."""
+    cls = type(module)
+    written = {key: value for key, value in _plain_fields(module).items() if key not in given}
+    wrong = [key for key in values if key not in written]
+    read = {}
+    for key, value in written.items():
+        try:
+            read[key] = _value(cls, key, json.loads(_text(value)), hints[key], where)
+        except InputError:
+            wrong.append(key)
+    if not wrong:
+        again = _plain_fields(cls(**read, **given))
+        wrong = [key for key in written if _text(again.get(key)) != _text(written[key])]
+    if wrong:
+        kind = type(getattr(module, wrong[0])).__name__
+        raise InputError(
+            f"{where}.{wrong[0]}: what {cls.__name__} makes of it, of type {kind}, config.json "
+            "could not give it again; a module's fields must stay as they are given"
+        )
 
 
 def model_settings(model: nn.Module) -> dict[str, Any]:
@@ -180,12 +230,12 @@ def model_settings(model: nn.Module) -> dict[str, Any]:
     # A method of pretraining, which is its task's, has no name.
     name = names.get(path, "" if path.startswith("vitlab.") else path)
     settings = {"name": name} if name else {}
+    plain = _plain_fields(model)
     for field in _fields(type(model)):
-        value = getattr(model, field)
         if field == "backbone":
-            settings[field] = model_settings(value)
-        elif _is_plain(value):
-            settings[field] = value
+            settings[field] = model_settings(model.backbone)
+        elif field in plain:
+            settings[field] = plain[field]
     return settings
 
 
@@ -245,6 +295,16 @@ def _hints(cls: type[nn.Module], where: str) -> dict[str, Any]:
         raise InputError(
             f"{where}: annotations of {cls.__name__} cannot be read: {error}"
         ) from error
+
+
+def _plain_fields(module: nn.Module) -> dict[str, Any]:
+    values = {field: getattr(module, field) for field in _fields(type(module))}
+    return {field: value for field, value in values.items() if _is_plain(value)}
+
+
+def _text(value: Any) -> str:
+    """As config.json has it."""
+    return json.dumps(as_dict(value), sort_keys=True)
 
 
 def _is_plain(value: Any) -> bool:
