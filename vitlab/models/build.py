@@ -1,4 +1,5 @@
-"""From `config.model` to a Linen module: of the tables here, or one's own by its import path."""
+"""From `config.model` to a Linen module: of the tables here, or one's own by its import path,
+which is how a task of one's own is named too."""
 
 import dataclasses
 import functools
@@ -227,7 +228,7 @@ def model_settings(model: nn.Module) -> dict[str, Any]:
     tables = MODELS | DETECTORS | SEGMENTERS | UNIVERSAL_SEGMENTERS
     names = {path: name for name, path in tables.items()}
     path = f"{type(model).__module__}:{type(model).__qualname__}"
-    # A method of pretraining, which is its task's, has no name.
+    # Those of vitlab's own methods of pretraining are their tasks', and no config names them.
     name = names.get(path, "" if path.startswith("vitlab.") else path)
     settings = {"name": name} if name else {}
     plain = _plain_fields(model)
@@ -249,7 +250,7 @@ def _class(section: Mapping[str, Any], table: Mapping[str, str], where: str):
     """The class that a section names, and its other keys."""
     name = section.get("name")
     fields = {k: v for k, v in section.items() if k != "name"}
-    if isinstance(name, str) and re.fullmatch(r"\w+(\.\w+)*:\w+(\.\w+)*", name):
+    if is_import_path(name):
         return _own_class(name, where), fields
     if not isinstance(name, str) or name not in table:
         raise InputError(f"{where}.name: no model {name!r}{nearest(str(name), table)}")
@@ -258,11 +259,24 @@ def _class(section: Mapping[str, Any], table: Mapping[str, str], where: str):
 
 
 class NotImportableError(InputError):
-    """A model that is named by an import path, where there is none."""
+    """What is named by an import path is not there."""
 
 
-def _own_class(path: str, where: str) -> type[nn.Module]:
-    """The module's class at an import path."""
+def is_import_path(name: Any) -> bool:
+    """Whether a name is one such as `my_package.my_module:Mixer`."""
+    return isinstance(name, str) and bool(re.fullmatch(r"\w+(\.\w+)*:\w+(\.\w+)*", name))
+
+
+def imported(path: str, where: str) -> Any:
+    """What is at an import path; its module is imported, from where Python finds it.
+
+    Args:
+        path: see `is_import_path`.
+        where: the key of the config that names it, for errors.
+
+    Raises:
+        NotImportableError: there is nothing, or the module fails.
+    """
     module, _, attribute = path.partition(":")
     try:
         found = importlib.import_module(module)
@@ -271,13 +285,17 @@ def _own_class(path: str, where: str) -> type[nn.Module]:
         hint = ""
         if isinstance(error, ModuleNotFoundError) and module.startswith(error.name or module):
             hint = ": its folder must be on PYTHONPATH, or its package installed"
-        raise NotImportableError(
-            f"{where}.name: {path!r} cannot be imported ({reason}){hint}"
-        ) from error
+        reason = f"{path!r} cannot be imported ({reason}){hint}"
+        raise NotImportableError(f"{where}: {reason}") from error
     try:
-        cls = functools.reduce(getattr, attribute.split("."), found)
+        return functools.reduce(getattr, attribute.split("."), found)
     except AttributeError:
-        raise NotImportableError(f"{where}.name: {module} has no {attribute}") from None
+        raise NotImportableError(f"{where}: {module} has no {attribute}") from None
+
+
+def _own_class(path: str, where: str) -> type[nn.Module]:
+    """The module's class at an import path."""
+    cls = imported(path, f"{where}.name")
     if not isinstance(cls, type) or not issubclass(cls, nn.Module):
         raise InputError(f"{where}.name: {path} is no flax.linen.Module")
     for needed in ("num_classes", "dtype"):
