@@ -3,6 +3,8 @@
 import dataclasses
 import os
 import sys
+import typing
+from collections.abc import Sequence
 from typing import Literal
 
 import pytest
@@ -76,6 +78,14 @@ def test_mistakes_are_one_line(values, message):
     with pytest.raises(InputError) as error:
         section(values, Outer)
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize("kind", [Sequence[int], typing.Sequence[int], list[int], list, Sequence])
+def test_a_list_of_any_annotation_is_read_as_a_tuple(kind):
+    assert config_lib.coerce([8, 8], kind | None, "sizes") == (8, 8)
+    for wrong in ("88", [8, "8"] if typing.get_args(kind) else 8):
+        with pytest.raises(InputError, match=r"^sizes.* must be (a list|an integer)$"):
+            config_lib.coerce(wrong, kind, "sizes")
 
 
 def test_as_dict_is_the_inverse_of_section():

@@ -6,6 +6,7 @@ reads, or a value of the wrong type, is an `InputError` that names the nearest l
 """
 
 import ast
+import collections.abc
 import contextlib
 import dataclasses
 import difflib
@@ -142,7 +143,8 @@ def section(values: typing.Mapping[str, Any], cls: type, where: str = "config") 
     """Turns a part of a config into the frozen dataclass `cls` that reads it.
 
     Field types that are understood: bool, int, float, str, `X | None`, `Literal`, `tuple[X, ...]`,
-    `dict[str, X]`, `Duration`, `Any` and nested dataclasses. An int serves as a float.
+    `Sequence[X]` and `list[X]` (both as a tuple), `dict[str, X]`, `Mapping[str, X]`, `Duration`,
+    `Any` and nested dataclasses. An int serves as a float.
 
     Raises:
         InputError: an unknown key, a missing one, or a value of the wrong type.
@@ -207,7 +209,7 @@ def as_dict(value: Any) -> Any:
             else:
                 out[field.name] = as_dict(item)
         return out
-    if isinstance(value, dict):
+    if isinstance(value, typing.Mapping):
         return {key: as_dict(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [as_dict(item) for item in value]
@@ -262,6 +264,10 @@ def parse_value(text: str, like: Any = None) -> Any:
         return text  # also of what no literal can be, such as {[1]: 2}, and of what is too deep
 
 
+_LISTS = (tuple, list, collections.abc.Sequence)  # all read as tuples, which can be hashed
+_SECTIONS = (dict, collections.abc.Mapping)
+
+
 def coerce(value: Any, kind: Any, where: str) -> Any:
     """`value` as the annotation `kind`, or an `InputError` that names `where`."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
@@ -283,17 +289,19 @@ def coerce(value: Any, kind: Any, where: str) -> Any:
             hint = nearest(value, map(str, args)) if isinstance(value, str) else ""
             raise InputError(f"{wrong}{hint if 'did you' in hint else ''}")
         return value
-    if origin is tuple or kind is tuple:
+    shape = origin or kind
+    if shape in _LISTS:
         if not isinstance(value, (list, tuple)):
             raise wrong
         if not args:
             return tuple(value)
-        kinds = [args[0]] * len(value) if args[-1] is Ellipsis else args
+        of_any_length = shape is not tuple or args[-1] is Ellipsis
+        kinds = [args[0]] * len(value) if of_any_length else args
         if len(kinds) != len(value):
             raise wrong
         pairs = enumerate(zip(value, kinds, strict=True))
         return tuple(coerce(v, k, f"{where}[{i}]") for i, (v, k) in pairs)
-    if origin is dict or kind is dict:
+    if shape in _SECTIONS:
         if not isinstance(value, typing.Mapping):
             raise wrong
         item = args[1] if args else Any
@@ -322,9 +330,10 @@ def _type_name(kind: Any) -> str:
     if kind is type(None):
         return "None"
     names = {bool: "True or False", int: "an integer", float: "a number", str: "a string"}
-    if origin is tuple or kind is tuple:
-        return "a list" + (f" of {len(args)} values" if args and args[-1] is not Ellipsis else "")
-    if origin is dict or kind is dict or dataclasses.is_dataclass(kind):
+    if (origin or kind) in _LISTS:
+        fixed = origin is tuple and args and args[-1] is not Ellipsis
+        return "a list" + (f" of {len(args)} values" if fixed else "")
+    if (origin or kind) in _SECTIONS or dataclasses.is_dataclass(kind):
         return "a section of keys"
     return names.get(kind, getattr(kind, "__name__", str(kind)))
 

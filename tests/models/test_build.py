@@ -1,5 +1,6 @@
 """Models of one's own, by their import path."""
 
+import json
 import sys
 import textwrap
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from vitlab.config import as_dict
 from vitlab.errors import InputError
 from vitlab.models.build import (
     SEGMENTERS,
@@ -21,8 +23,10 @@ from vitlab.models.vit import ViT
 OWN = """
 from __future__ import annotations
 
-from typing import Any, Callable
+import enum
+from typing import Any, Callable, Iterable, Mapping, Sequence
 
+import flax
 import flax.linen as nn
 import jax.numpy as jnp
 
@@ -50,6 +54,37 @@ class Mapped(Bare):
 
     def feature_maps(self, images, train=False):
         return {4: self.act(self.patch(images))}
+
+
+class Act(str, enum.Enum):
+    GELU = "gelu"
+
+
+class Loose(Bare):  # as research code annotates
+    width: int = None
+    sizes: Sequence[int] = (32, 16)
+    more: list[int] = (4,)
+    others: Iterable[int] = (1,)
+    scales: Mapping[str, float] = flax.core.FrozenDict(a=1.0)
+    kind: Act = Act.GELU
+    limit: float = float("nan")
+
+
+class Changed(Bare):
+    width: int = 8
+    act: Any = "gelu"
+
+    def __post_init__(self):
+        self.act = getattr(nn, self.act) if isinstance(self.act, str) else self.act
+        super().__post_init__()
+
+
+class Doubled(Bare):
+    width: int = 8
+
+    def __post_init__(self):
+        self.width *= 2
+        super().__post_init__()
 
 
 class WithoutDtype(nn.Module):
@@ -90,6 +125,32 @@ def test_settings_build_the_same_again():
     assert vit == ViT("Ti/16")
     assert model_settings(vit)["name"] == "vit"
     assert (has_layers(model), has_layers(vit)) == (False, True)
+
+
+@pytest.mark.parametrize("given", [{}, {"sizes": (8, 8), "more": [2], "scales": {"b": 2.0}}])
+def test_settings_of_loose_annotations_are_read_again(given):
+    model = build_model({"name": "own_models.nets:Loose", **given})
+    assert (model.sizes, model.more) == (given.get("sizes", (32, 16)), (2,) if given else (4,))
+    written = json.dumps(as_dict(model_settings(model)))
+    again = build_model(json.loads(written))
+    assert json.dumps(as_dict(model_settings(again))) == written
+    assert (again.sizes, again.more, again.width) == (model.sizes, model.more, None)
+    assert isinstance(again.kind, sys.modules["own_models.nets"].Act)
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"name": "Changed", "act": "relu"}, "act: what Changed makes of it, of type .*, config"),
+        ({"name": "Doubled"}, "width: what Doubled makes of it, of type int, config.json"),
+        ({"name": "Loose", "sizes": "ab"}, "sizes is 'ab' but must be a list"),
+        ({"name": "Loose", "others": (2,)}, r"others is \(2,\) but must be Iterable"),
+    ],
+)
+def test_what_would_not_be_read_again_is_refused_when_built(section, message):
+    build_model({"name": "own_models.nets:Changed"})  # its default can be made again
+    with pytest.raises(InputError, match=rf"^config\.model\.{message}"):
+        build_model({**section, "name": f"own_models.nets:{section['name']}"})
 
 
 def test_as_the_backbone_of_a_segmenter():

@@ -1,8 +1,10 @@
-"""From `config.model` to a Linen module: of the tables here, or one's own by its import path."""
+"""From `config.model` to a Linen module: of the tables here, or one's own by its import path,
+which is how a task of one's own is named too."""
 
 import dataclasses
 import functools
 import importlib
+import json
 import re
 import typing
 from collections.abc import Mapping, Sequence
@@ -11,7 +13,7 @@ from typing import Any, Protocol
 import flax.linen as nn
 from jax import Array
 
-from vitlab.config import coerce, nearest
+from vitlab.config import as_dict, coerce, nearest
 from vitlab.errors import InputError
 
 MODELS = {
@@ -156,19 +158,68 @@ def build_with_backbone(
 def build_module(
     cls: type[nn.Module], fields: Mapping[str, Any], where: str, **given: Any
 ) -> nn.Module:
-    """A module of a class from fields that a config names; see `build_model`."""
+    """A module of a class from fields that a config names; see `build_model`.
+
+    Raises:
+        InputError: see `build_model`; or of what `model_settings` says of the module another one
+            would be built, because the class changes its own fields.
+    """
     hints = _hints(cls, where)
     legal = [field for field in _fields(cls) if field not in given]
+    given = {field: value for field, value in given.items() if field in hints}
     values = {}
     for key, value in fields.items():
         if key not in legal:
             raise InputError(f"{where}.{key} does not exist{nearest(key, legal)}")
-        values[key] = coerce(value, hints[key], f"{where}.{key}")
+        values[key] = _value(cls, key, value, hints[key], f"{where}.{key}")
     for field in dataclasses.fields(cls):
         bare = field.default is field.default_factory is dataclasses.MISSING
         if bare and field.name in legal and field.name not in values:
             raise InputError(f"{where}.{field.name} is missing: {cls.__name__} has no default")
-    return cls(**values, **{field: value for field, value in given.items() if field in hints})
+    module = cls(**values, **given)
+    _check_reads_back(module, values, given, hints, where)
+    return module
+
+
+def _value(cls: type[nn.Module], key: str, value: Any, hint: Any, where: str) -> Any:
+    """A field's value from a config. The field's default need not be as its annotation says."""
+    try:
+        return coerce(value, hint, where)
+    except InputError:
+        field = cls.__dataclass_fields__[key]
+        made = field.default_factory is not dataclasses.MISSING
+        default = field.default_factory() if made else field.default
+        if _is_plain(value) and _is_plain(default) and _text(value) == _text(default):
+            return default
+        raise
+
+
+def _check_reads_back(
+    module: nn.Module,
+    values: Mapping[str, Any],
+    given: Mapping[str, Any],
+    hints: Mapping[str, Any],
+    where: str,
+) -> None:
+    """Refuses what a run's config.json would not give again, before the run."""
+    cls = type(module)
+    written = {key: value for key, value in _plain_fields(module).items() if key not in given}
+    wrong = [key for key in values if key not in written]
+    read = {}
+    for key, value in written.items():
+        try:
+            read[key] = _value(cls, key, json.loads(_text(value)), hints[key], where)
+        except InputError:
+            wrong.append(key)
+    if not wrong:
+        again = _plain_fields(cls(**read, **given))
+        wrong = [key for key in written if _text(again.get(key)) != _text(written[key])]
+    if wrong:
+        kind = type(getattr(module, wrong[0])).__name__
+        raise InputError(
+            f"{where}.{wrong[0]}: what {cls.__name__} makes of it, of type {kind}, config.json "
+            "could not give it again; a module's fields must stay as they are given"
+        )
 
 
 def model_settings(model: nn.Module) -> dict[str, Any]:
@@ -177,15 +228,15 @@ def model_settings(model: nn.Module) -> dict[str, Any]:
     tables = MODELS | DETECTORS | SEGMENTERS | UNIVERSAL_SEGMENTERS
     names = {path: name for name, path in tables.items()}
     path = f"{type(model).__module__}:{type(model).__qualname__}"
-    # A method of pretraining, which is its task's, has no name.
+    # Those of vitlab's own methods of pretraining are their tasks', and no config names them.
     name = names.get(path, "" if path.startswith("vitlab.") else path)
     settings = {"name": name} if name else {}
+    plain = _plain_fields(model)
     for field in _fields(type(model)):
-        value = getattr(model, field)
         if field == "backbone":
-            settings[field] = model_settings(value)
-        elif _is_plain(value):
-            settings[field] = value
+            settings[field] = model_settings(model.backbone)
+        elif field in plain:
+            settings[field] = plain[field]
     return settings
 
 
@@ -199,7 +250,7 @@ def _class(section: Mapping[str, Any], table: Mapping[str, str], where: str):
     """The class that a section names, and its other keys."""
     name = section.get("name")
     fields = {k: v for k, v in section.items() if k != "name"}
-    if isinstance(name, str) and re.fullmatch(r"\w+(\.\w+)*:\w+(\.\w+)*", name):
+    if is_import_path(name):
         return _own_class(name, where), fields
     if not isinstance(name, str) or name not in table:
         raise InputError(f"{where}.name: no model {name!r}{nearest(str(name), table)}")
@@ -208,11 +259,24 @@ def _class(section: Mapping[str, Any], table: Mapping[str, str], where: str):
 
 
 class NotImportableError(InputError):
-    """A model that is named by an import path, where there is none."""
+    """What is named by an import path is not there."""
 
 
-def _own_class(path: str, where: str) -> type[nn.Module]:
-    """The module's class at an import path."""
+def is_import_path(name: Any) -> bool:
+    """Whether a name is one such as `my_package.my_module:Mixer`."""
+    return isinstance(name, str) and bool(re.fullmatch(r"\w+(\.\w+)*:\w+(\.\w+)*", name))
+
+
+def imported(path: str, where: str) -> Any:
+    """What is at an import path; its module is imported, from where Python finds it.
+
+    Args:
+        path: see `is_import_path`.
+        where: the key of the config that names it, for errors.
+
+    Raises:
+        NotImportableError: there is nothing, or the module fails.
+    """
     module, _, attribute = path.partition(":")
     try:
         found = importlib.import_module(module)
@@ -221,13 +285,17 @@ def _own_class(path: str, where: str) -> type[nn.Module]:
         hint = ""
         if isinstance(error, ModuleNotFoundError) and module.startswith(error.name or module):
             hint = ": its folder must be on PYTHONPATH, or its package installed"
-        raise NotImportableError(
-            f"{where}.name: {path!r} cannot be imported ({reason}){hint}"
-        ) from error
+        reason = f"{path!r} cannot be imported ({reason}){hint}"
+        raise NotImportableError(f"{where}: {reason}") from error
     try:
-        cls = functools.reduce(getattr, attribute.split("."), found)
+        return functools.reduce(getattr, attribute.split("."), found)
     except AttributeError:
-        raise NotImportableError(f"{where}.name: {module} has no {attribute}") from None
+        raise NotImportableError(f"{where}: {module} has no {attribute}") from None
+
+
+def _own_class(path: str, where: str) -> type[nn.Module]:
+    """The module's class at an import path."""
+    cls = imported(path, f"{where}.name")
     if not isinstance(cls, type) or not issubclass(cls, nn.Module):
         raise InputError(f"{where}.name: {path} is no flax.linen.Module")
     for needed in ("num_classes", "dtype"):
@@ -245,6 +313,16 @@ def _hints(cls: type[nn.Module], where: str) -> dict[str, Any]:
         raise InputError(
             f"{where}: annotations of {cls.__name__} cannot be read: {error}"
         ) from error
+
+
+def _plain_fields(module: nn.Module) -> dict[str, Any]:
+    values = {field: getattr(module, field) for field in _fields(type(module))}
+    return {field: value for field, value in values.items() if _is_plain(value)}
+
+
+def _text(value: Any) -> str:
+    """As config.json has it."""
+    return json.dumps(as_dict(value), sort_keys=True)
 
 
 def _is_plain(value: Any) -> bool:

@@ -18,8 +18,8 @@ from vitlab.tasks.task import Arrays
 class Pretraining(AroundBackbone):
     """A task whose model has a `backbone`, which is what remains of it.
 
-    A method names its classes and adds `init`, `augment`, `loss`, `evaluate`, `show`, `metrics` and
-    `pictures`; see `vitlab.tasks.task.Task` for what each promises.
+    A method names its classes and its `evaluators`, and adds `init`, `augment`, `loss`, `evaluate`,
+    `show`, `metrics` and `pictures`; see `vitlab.tasks.task.Task` for what each promises.
     """
 
     axis_name: str | None = None
@@ -54,6 +54,12 @@ class Pretraining(AroundBackbone):
             augment_config=config_lib.section(augment, cls.augment_class, "config.augment"),
             axis_name=axis_name,
         )
+
+    def settings(self) -> dict[str, Any]:
+        """The sections that this task read, resolved. Its model is its own and so has no name."""
+        settings = super().settings()
+        settings["model"].pop("name", None)
+        return settings
 
     def augment_alike(self, batch: Arrays, normalize: Callable) -> Arrays:
         """`augment` for an evaluation, where the draws of an example are always the same."""

@@ -1,6 +1,15 @@
-"""The contract between the training loop and a task."""
+"""The contract between the training loop and a task: one of the table here, or of one's own.
 
+A method of one's own needs no change to vitlab: `config.task` is the import path of a class that
+keeps the contract, such as `my_package.my_module:BYOL`, and whoever loads its run imports it. A
+subclass is least work: of `vitlab.tasks.pretraining.Pretraining`, whose docstring lists what is
+left to do around any backbone, or of a task here such as `vitlab.tasks.simclr.Contrastive`, with
+another model and loss.
+"""
+
+import dataclasses
 import importlib
+import inspect
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
@@ -12,6 +21,7 @@ from vitlab.config import nearest
 from vitlab.data.annotations import Annotation
 from vitlab.data.segments import Segments
 from vitlab.errors import InputError
+from vitlab.models.build import imported, is_import_path
 from vitlab.tasks.predictions import Prediction
 
 Arrays = Mapping[str, Any]
@@ -52,10 +62,12 @@ class Task(Protocol):
     f32[] over the true rows of the batch that the function sees; the step adds up the devices'.
     """
 
+    model: Any  # the Linen module, with a field `dtype`
     names: ClassVar[str]  # which names of a source it tells apart: class_names or segment_names
     # Legal values of `config.evaluators.NAME.kind`, besides "features".
     evaluators: ClassVar[tuple[str, ...]]
-    # How many views of an image can be put together in a prediction; 0: it predicts nothing.
+    # How many views of an image can be put together in a prediction; 0: it predicts nothing, and
+    # has no need of `predict`, `predictions`, `in_pixels` and `judged`.
     views: ClassVar[int]
     classes: tuple[str, ...]  # what the head tells apart, or none
     some_metrics: ClassVar[tuple[str, ...]]  # that a split may lack: of sizes without an object
@@ -85,7 +97,8 @@ class Task(Protocol):
         """
 
     def settings(self) -> dict[str, Any]:
-        """The sections `model`, `loss` and `augment` with every default written out."""
+        """The sections `model`, `loss` and `augment` with every default written out, of which
+        `from_config` builds the same again."""
 
     def init(self, key: jax.Array, images: jax.Array) -> dict[str, Any]:
         """Fresh variables: `params` and the model's other collections."""
@@ -184,12 +197,38 @@ TASKS = {
 
 
 def task_class(name: str) -> type[Task]:
-    """The task that `config.task` names.
+    """The task that `config.task` names: of the table, or one's own by its import path, from where
+    Python finds it.
 
     Raises:
-        InputError: there is no such task.
+        InputError: there is no such task, or what is at an import path is none.
+        NotImportableError: there is nothing at an import path, or its module fails.
     """
+    if is_import_path(name):
+        return _own_task(name)
     if name not in TASKS:
         raise InputError(f"config.task: no task {name!r}{nearest(name, TASKS)}")
     module, _, attribute = TASKS[name].partition(":")
     return getattr(importlib.import_module(module), attribute)
+
+
+def _own_task(path: str) -> type[Task]:
+    cls = imported(path, "config.task")
+    if not dataclasses.is_dataclass(cls) or not isinstance(cls, type):
+        raise InputError(f"config.task: {path} is no dataclass: see vitlab.tasks.task.Task")
+    # Also what its bases leave to it, such as `model_class` of Pretraining.
+    promised = [*Task.__annotations__, *vars(Task), *cls.__dataclass_fields__]
+    there = {field.name for field in dataclasses.fields(cls)}
+    if getattr(cls, "views", None) == 0:
+        there |= {"predict", "predictions", "in_pixels", "judged"}
+    lacking, nothing = [], object()
+    for each in dict.fromkeys(promised):
+        found = inspect.getattr_static(cls, each, nothing)
+        missing = found is nothing or found is vars(Task).get(each)
+        if missing and each not in there and not each.startswith("_"):
+            lacking.append(each)
+    if lacking:
+        raise InputError(
+            f"config.task: {path} lacks {', '.join(lacking)}: see vitlab.tasks.task.Task"
+        )
+    return cls

@@ -228,7 +228,8 @@ class Experiment:
     """A whole config.
 
     Attributes:
-        task: what is learned.
+        task: what is learned: a name of `vitlab.tasks.task.TASKS`, or the import path of a class
+            of one's own, such as `my_package.my_module:BYOL`.
         model, loss, augment: sections that the task reads.
         data: what is trained on.
         total: length of the training.

@@ -75,8 +75,9 @@ class Trained:
 def load_trained(path: os.PathLike | str) -> Trained:
     """Loads the newest checkpoint of a working directory, or one by its own path.
 
-    Where its model is of a class of one's own, `config.json` names the module, and that is imported
-    from where Python finds it: do not load the run of somebody whose modules you would not import.
+    Where its task or model is a class of one's own, `config.json` names the module, and that is
+    imported from where Python finds it: do not load the run of somebody whose modules you would not
+    import.
 
     Raises:
         InputError: there is none, it is damaged, or another version of vitlab wrote it.
