@@ -21,7 +21,7 @@ def load(path: "os.PathLike | str", preprocess: str = "", **options) -> "Predict
             what comes with the weights.
         options: of `vitlab.deploy.predictor.Predictor`.
 
-    A model of a class of one's own is found by the import path in there: that module is imported.
+    A model or task of one's own is found by the import path in there: that module is imported.
 
     Raises:
         InputError: there is no such run, it is damaged, or it predicts nothing; so with weights.

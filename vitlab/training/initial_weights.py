@@ -9,6 +9,7 @@ import numpy as np
 
 from vitlab.data.preprocess import Preprocess
 from vitlab.errors import InputError
+from vitlab.models.build import NotImportableError
 from vitlab.tasks.task import task_class
 from vitlab.weights import transfer
 from vitlab.weights.class_rows import rows_of, with_rows
@@ -91,7 +92,10 @@ class InitialWeights:
         the parameters that tell classes apart, where they are new; and a line on the classes."""
         origin, ours = self._origin, self._class_parameters
         if origin.task != self._task:
-            theirs = task_class(origin.task).class_parameters if origin.task else {}
+            try:
+                theirs = task_class(origin.task).class_parameters if origin.task else {}
+            except NotImportableError as e:
+                raise InputError(f"config.init_from {self._name}: its {e}") from e
             return origin.variables, (*ours, *theirs), ""
         if origin.classes == self._classes:
             return origin.variables, (), ""
