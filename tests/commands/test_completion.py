@@ -67,7 +67,7 @@ def test_bash_completes(completed):
     source = ["--data", "folder", ":", "x"]
     assert completed("vitlab", "evaluate", *source, "--split", "val", "runs", "f") == ["few_shot"]
     # Files and folders.
-    assert completed("vitlab", "inspect", "r") == ["runs"]
+    assert completed("vitlab", "predict", "--out", "r") == ["runs"]
     assert completed("vitlab", "predict", "runs", "r") == ["rose.jpg", "runs"]
     assert completed("vitlab", "evaluate", "runs/") == ["runs/flowers"]
     assert completed("vitlab", "evaluate", "t") == ["two words"]

@@ -1,6 +1,7 @@
 """`vitlab evaluate` of published weights: their classes are those of the data, by name."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -8,9 +9,10 @@ import pytest
 from PIL import Image
 
 import vitlab
-from tests.deploy.test_published import NAMES, SMALL, classifier, detector, prepared, written
+from tests.deploy.test_published import CROP, NAMES, SMALL, classifier, detector, prepared, written
 from vitlab.commands.cli import main
 from vitlab.errors import InputError
+from vitlab.evaluation.probes import knn
 from vitlab.weights import load
 
 __all__ = ["classifier", "detector"]  # fixtures
@@ -53,6 +55,31 @@ def test_a_classifier_is_measured_among_the_data_s_classes(classifier, photos, t
     page = (tmp_path / "out/report/index.html").read_text()
     assert classifier in page
     assert "Trained on" not in page
+
+
+def test_protocols_judge_the_features_of_a_backbone(photos, tmp_path):
+    """Of DINOv2 the class token, as its authors do."""
+    backbone = written(tmp_path / "dino", "weights_hf_dinov2", (), CROP)
+    for file in photos.glob("*/*.png"):
+        for split in {"0": ("train", "val"), "1": ("train",), "2": ("val",)}[file.stem]:
+            to = tmp_path / "data" / split / file.parent.name
+            to.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, to)
+    loaded, features, labels = load(backbone, image_size=32), {}, {}
+    for split in ("train", "val"):
+        files = sorted((tmp_path / "data" / split).glob("*/*.png"))
+        images = np.concatenate([prepared(loaded.preprocessing, file) for file in files])
+        stages = jax.jit(loaded.module.apply)(loaded.variables, images)[1]
+        features[split] = np.asarray(stages["pre_logits"])
+        labels[split] = np.repeat(np.arange(4), len(files) // 4)
+    said = knn(features["train"], labels["train"], features["val"], 4)
+    data = ["--data", f"folder:{tmp_path}/data", "--split", "val", "--out", str(tmp_path / "out")]
+    assert main(["evaluate", backbone, "knn", *data]) == 0
+    metrics = json.loads((tmp_path / "out/result.json").read_text())["metrics"]
+    assert metrics["test/knn_accuracy"] == pytest.approx((said == labels["val"]).mean())
+    normal = features["val"] / np.linalg.norm(features["val"], axis=1, keepdims=True)
+    spread = np.sqrt(normal.var(axis=0).sum())
+    assert metrics["test/feature_std"] == pytest.approx(spread, rel=1e-4)
 
 
 @pytest.mark.slow
@@ -118,7 +145,8 @@ def test_what_goes_wrong_is_one_line(classifier, photos, tmp_path, capsys):
     cases = [
         ([*data, *out], "is no run: give --split"),
         ([], "is no run: give --data and --split and --out"),
-        (["knn", *data, *split, *out], "knn judges the features of runs alone"),
+        (["knn", *data, *out], "is no run: give --split"),
+        (["knn", *data, *split, *out], "split and features.train_split have examples in common"),
         ([*data, *split, *out, "--layer", "stage_1"], "--layer is for protocols"),
         (["--data", f"folder:{other}", *split, *out], "the data's 2 classes are not the model's 7"),
         (["--data", f"images:{other}", *split, *out], "has no classes, which classification needs"),

@@ -15,6 +15,7 @@ from vitlab.ops.boxes import to_corners
 from vitlab.weights import load
 
 NAMES = [f"fish {i}" for i in range(7)]
+CROP = {"size": {"shortest_edge": 40}, "crop_size": {"height": 32, "width": 32}}
 SMALL = {"size": {"shortest_edge": 48, "longest_edge": 64}}  # images of DETR
 
 
@@ -108,6 +109,7 @@ def test_detr_gives_its_module_s_boxes_with_coco_s_numbers(detector, photo, caps
 def test_what_is_not_stated_is_told(tmp_path, photo, capsys):
     """How images are prepared, in a line; and of classes without names the numbers."""
     folder = written(tmp_path / "vit", "weights_hf_vit")
+    (tmp_path / "vit" / "preprocessor_config.json").unlink()
     assumed = load(folder).preprocessing
     assert main(["predict", folder, photo]) == 0
     out, err = capsys.readouterr()
@@ -117,6 +119,28 @@ def test_what_is_not_stated_is_told(tmp_path, photo, capsys):
     assert out.partition(": ")[2].split()[0] in list("0123456")
     assert main(["predict", folder, photo, "--preprocess", assumed]) == 0
     assert capsys.readouterr() == (out, "")
+
+
+def test_images_have_the_size_that_the_file_of_their_preprocessing_says(tmp_path):
+    """As DINOv2's 224, though its table is of 518."""
+    model = vitlab.load_model(written(tmp_path / "vit", "weights_hf_vit", (), CROP))
+    assert model.image_size == (32, 32)
+    assert model.variables["params"]["position_embedding"]["table"].shape[:2] == (4, 4)
+    assert model.note == ""
+
+
+def test_any_weights_give_features_and_pictures(tmp_path, photo):
+    """Of their backbone, as `inspect` draws them: without a head, of a MAE, of DETR."""
+    heads = {"num_attention_heads": 3, "decoder_num_attention_heads": 2}
+    for fixture, config, preprocessor, drawn in (
+        ("weights_hf_dinov2", {}, CROP, {"attention/139.png", "rollout/139.png", "pca.png"}),
+        ("mae", heads, {}, {"attention/139.png", "rollout/139.png", "pca.png"}),
+        ("weights_hf_detr_timm", {}, SMALL, {"pca.png"}),
+    ):
+        folder = written(tmp_path / fixture, fixture, config, preprocessor)
+        out = tmp_path / f"{fixture}_seen"
+        assert main(["inspect", folder, photo, "--out", str(out)]) == 0
+        assert {str(path.relative_to(out)) for path in out.rglob("*.png")} == drawn
 
 
 def test_weights_that_predict_nothing_are_one_line(tmp_path, photo, capsys):

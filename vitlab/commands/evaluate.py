@@ -17,10 +17,11 @@ VERB = Verb(
     "evaluate",
     (
         "WORKDIR [PROTOCOL ...] [--OPTION VALUE ...]",
-        "WEIGHTS --data SOURCE --split SPLIT --out DIR [--OPTION VALUE ...]",
+        "WEIGHTS [PROTOCOL ...] --data SOURCE --split SPLIT --out DIR [--OPTION VALUE ...]",
     ),
     "Measures a run on a whole split: by the evaluators of its config, or by protocols, which "
-    "judge the frozen features of its backbone; or published WEIGHTS, on data of their classes.",
+    "judge the frozen features of its backbone. Published WEIGHTS are measured likewise: "
+    "classifiers and DETR on data of their classes, and the features of any by protocols.",
     (
         Argument(
             "WORKDIR",
@@ -117,34 +118,38 @@ def _sections(experiment, protocols: Sequence[str], options: dict[str, Any]) -> 
 
 def _published(name: str, protocols: Sequence[str], options: dict[str, Any], output: Output):
     """Weights that no run has, with the evaluator that the command line describes."""
-    import vitlab
+    from vitlab.deploy.published import published_model
     from vitlab.training.experiment import EvaluatorConfig
     from vitlab.training.trained import as_trained
 
-    if protocols:
-        raise InputError(f"{name} is no run: {protocols[0]} judges the features of runs alone")
-    _check_options(options)
+    if not protocols:
+        _check_options(options)
     missing = [f"--{key}" for key in ("data", "split", "out") if key not in options]
     if missing:
         raise InputError(f"{name} is no run: give {' and '.join(missing)}")
-    model = vitlab.load_model(name, options.get("preprocess", ""))
-    source = open_source(options["data"], options["split"])
-    classes = getattr(source, model.task.names, ())
-    if not classes:
-        raise InputError(f"{options['data']} has no classes, which {model.task_name} needs")
-    try:
-        model = model.of_classes(classes, getattr(source, "category_ids", ()))
-    except InputError as error:
-        raise InputError(f"{name} on {options['data']}: {error}") from None
+    model = published_model(name, options.get("preprocess", ""), predicts=not protocols)
+    section = {
+        "preprocess": model.preprocess,
+        "split": options["split"],
+        "source": options["data"],
+        "batch_size": options.get("batch_size", 0),
+    }
+    if protocols:
+        features = {key: options[key] for key in ("train_split", "layer") if key in options}
+        section |= {"kind": "features", "features": {**features, "protocols": protocols}}
+    else:
+        section["kind"] = model.task.evaluators[0]
+        source = open_source(options["data"], options["split"])
+        classes = getattr(source, model.task.names, ())
+        if not classes:
+            raise InputError(f"{options['data']} has no classes, which {model.task_name} needs")
+        try:
+            model = model.of_classes(classes, getattr(source, "category_ids", ()))
+        except InputError as error:
+            raise InputError(f"{name} on {options['data']}: {error}") from None
     if model.note:
         output.note(model.note)
-    section = EvaluatorConfig(
-        preprocess=model.preprocess,
-        split=options["split"],
-        source=options["data"],
-        kind=model.task.evaluators[0],
-        batch_size=options.get("batch_size", 0),
-    )
+    section = config_lib.section(section, EvaluatorConfig, "vitlab evaluate")
     return as_trained(name, model.task_name, model.task, model.variables, section)
 
 

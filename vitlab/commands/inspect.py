@@ -1,4 +1,4 @@
-"""`vitlab inspect`: pictures of what the backbone of a run sees."""
+"""`vitlab inspect`: pictures of what the backbone of a run, or of published weights, sees."""
 
 import os
 
@@ -12,10 +12,14 @@ from vitlab.own_files import OwnFiles
 VERB = Verb(
     "inspect",
     ("WORKDIR IMAGE ... --out DIR [--OPTION VALUE ...]",),
-    "Draws what the backbone of a run sees, whatever it was trained for. Pictures show the image "
-    "as the model sees it; stripes are padding that it leaves out.",
+    "Draws what the backbone of a run, or of published weights, sees, whatever it was trained for. "
+    "Pictures show the image as the model sees it; stripes are padding that it leaves out.",
     (
-        Argument("WORKDIR", "a working directory, or one of its checkpoints/STEP", path="folder"),
+        Argument(
+            "WORKDIR",
+            "a working directory, or one of its checkpoints/STEP; or WEIGHTS, as of vitlab predict",
+            path="file",
+        ),
         Argument(
             "IMAGE",
             "files, folders, or patterns in quotes such as 'photos/**/*.jpg'",
@@ -63,13 +67,14 @@ VERB = Verb(
         Option(
             "preprocess",
             "OPS",
-            "default the run's first evaluator's, without boxes and segments",
+            "default the run's first evaluator's, without boxes and segments, or the weights'",
         ),
     ),
     (
         "vitlab inspect runs/vit photos --out seen",
         "vitlab inspect runs/mae 'photos/*.jpg' --out seen --what attention --blocks all",
         "vitlab inspect runs/simclr cat.jpg dog.jpg --out seen --among folder:photos",
+        "vitlab inspect hf:facebook/dinov2-small photos --out seen --what attention,pca",
     ),
     "DIR/attention/IMAGE.png, DIR/rollout/IMAGE.png, DIR/pca.png, DIR/neighbours.png.",
     "an image could not be read",
@@ -91,15 +96,15 @@ def run(given: Given, output: Output) -> int:
         raise InputError("--split is of --among: name a source there, such as folder:photos")
 
     from vitlab.data.image_paths import ImageFiles, image_paths
+    from vitlab.data.preprocess import Preprocess
     from vitlab.training.inspection import Inspection
-    from vitlab.training.trained import load_trained
 
     files = ImageFiles(image_paths(images))
     among = _among(options["among"], options.get("split")) if "among" in options else None
-    trained = load_trained(workdir)
+    task, variables, preprocess = _looked_into(workdir, options.get("preprocess"), output)
     asked = tuple(dict.fromkeys(kind.strip() for kind in options.get("what", "").split(",")))
     asked = tuple(filter(None, asked))
-    look = _look(options, asked or _possible(trained.task.model, len(files), among))
+    look = _look(options, asked or _possible(task.model, len(files), among))
     if "neighbours" in look.kinds and len(files) < 2 and among is None:
         raise InputError("--what neighbours needs two images, or --among a folder or source")
     pictures, broken = [], []
@@ -113,9 +118,9 @@ def run(given: Given, output: Output) -> int:
         output.broken(line)
 
     inspection = Inspection(
-        trained.task,
-        _variables(trained),
-        _preprocess(options.get("preprocess"), trained.experiment),
+        task,
+        variables,
+        Preprocess.parse(preprocess),
         look,
         OwnFiles(epath.Path(options["out"]).expanduser(), "inspect"),
         wrote,
@@ -174,23 +179,24 @@ def _among(spec: str, split: str | None):
     return open_source(spec, split or "train")
 
 
-def _variables(trained):
-    """Those that the run's first evaluator looks at."""
-    sections = list(trained.experiment.evaluators.values())
-    decay = trained.experiment.ema_decay
+def _looked_into(name: str, preprocess: str | None, output: Output):
+    """The task, the variables that the run's first evaluator looks at, and the preprocessing."""
+    from vitlab.deploy.published import published_model
+    from vitlab.training.trained import load_trained
+    from vitlab.weights.hub import is_published
+
+    if is_published(name):
+        model = published_model(name, preprocess or "", predicts=False)
+        if model.note:
+            output.note(model.note)
+        return model.task, model.variables, model.preprocess
+    trained = load_trained(name)
+    sections, decay = list(trained.experiment.evaluators.values()), trained.experiment.ema_decay
+    if not sections and preprocess is None:
+        raise InputError(
+            "the run has no evaluators to take the preprocessing from: give --preprocess, such "
+            "as 'decode|resize(224)|value_range(-1,1)'"
+        )
     ema = sections[0].wants_ema(decay) if sections else decay is not None
-    return trained.ema if ema else trained.variables
-
-
-def _preprocess(text: str | None, experiment):
-    from vitlab.data.preprocess import Preprocess
-
-    if text is None:
-        sections = list(experiment.evaluators.values())
-        if not sections:
-            raise InputError(
-                "the run has no evaluators to take the preprocessing from: give --preprocess, such "
-                "as 'decode|resize(224)|value_range(-1,1)'"
-            )
-        text = sections[0].preprocess
-    return Preprocess.parse(text)
+    variables = trained.ema if ema else trained.variables
+    return trained.task, variables, sections[0].preprocess if preprocess is None else preprocess
