@@ -206,7 +206,7 @@ def _of_run(name: str) -> Any:
     report = LoadReport(tuple(names_of(variables)), (), {}, ())
     classes = trained.classes if getattr(module, "num_classes", None) else ()
     stated = bool(preprocess)
-    return Loaded(module, variables, preprocess, report, "run", size, stated, classes, "")
+    return Loaded(module, variables, preprocess, report, "run", size, stated, stated, classes, "")
 
 
 def _backbone_of(loaded: Any) -> Any:

@@ -124,15 +124,15 @@ class InitialWeights:
 
     def _other_normalization(self) -> str:
         """A line where the other model saw its images in another mean or spread than ours does."""
-        if not self._origin.preprocess:
+        if not self._origin.normalization:
             return ""
-        theirs, ours = Preprocess.parse(self._origin.preprocess), self._preprocess
+        theirs, ours = Preprocess.parse(self._origin.normalization), self._preprocess
         black = theirs.shift, ours.shift
         white = (255 * each.scale + each.shift for each in (theirs, ours))
         if all(np.allclose(*levels, atol=0.02) for levels in (black, tuple(white))):
             return ""
-        last = [str(each).rpartition("|")[2] for each in (theirs, ours)]
-        return f"its images had {last[0]}, and config.data.preprocess ends in {last[1]}"
+        last = str(ours).rpartition("|")[2]
+        return f"its images had {theirs}, and config.data.preprocess ends in {last}"
 
     def _settings_there(self) -> str:
         """The settings of the other model where they are not ours, for an error."""

@@ -33,7 +33,8 @@ class Origin:
         model: settings of its model, as in `config.model`; {} where they are not known.
         task: what it was trained for; None where that is not known.
         classes: names of its classes; None where a file has none.
-        preprocess: how its images were made; "" where that is not known.
+        normalization: of its images, the last op of their preprocessing; "" where that is not
+            known.
         report: what became of the keys of a file; "" of a run.
         published: whether it is of others.
     """
@@ -42,7 +43,7 @@ class Origin:
     model: dict[str, Any]
     task: str | None
     classes: tuple[str, ...] | None
-    preprocess: str
+    normalization: str
     report: str = ""
     published: bool = False
 
@@ -108,7 +109,7 @@ def read(name: os.PathLike | str, hints: Mapping[str, Any] | None = None) -> Ori
         config.get("model", {}),
         config.get("task"),
         tuple(checkpoint.meta()["classes"]),
-        config.get("data", {}).get("preprocess", ""),
+        _last_op(config.get("data", {}).get("preprocess", "")),
     )
 
 
@@ -117,8 +118,8 @@ def _published(name: str, hints: Mapping[str, Any]) -> Origin:
     if own := read_own(found.weights[0]):
         _check_hints(name, hints, "a model of vitlab's own")
         about = own.about
-        classes, preprocess = tuple(about["classes"]), about["preprocess"]
-        return Origin(own.variables, about["model"], about["task"], classes, preprocess)
+        classes, last = tuple(about["classes"]), _last_op(about["preprocess"])
+        return Origin(own.variables, about["model"], about["task"], classes, last)
     loaded = load_found(found, part, **hints)
     variables, model = names_of(loaded.variables), loaded.module
     task = {MAE: "mae", DETR: "detection"}.get(type(model))
@@ -129,10 +130,13 @@ def _published(name: str, hints: Mapping[str, Any]) -> Origin:
             key if _part(key) == "pre_logits" else _ROOT.sub(r"\1backbone/", key): value
             for key, value in variables.items()
         }
-    preprocess = loaded.preprocessing if loaded.normalization_stated else ""
+    last = _last_op(loaded.preprocessing) if loaded.normalization_stated else ""
     classes = loaded.classes or None
-    report = str(loaded.report)
-    return Origin(variables, model_settings(model), task, classes, preprocess, report, True)
+    return Origin(variables, model_settings(model), task, classes, last, str(loaded.report), True)
+
+
+def _last_op(preprocess: str) -> str:
+    return preprocess.rpartition("|")[2]
 
 
 def _check_hints(name: os.PathLike | str, hints: Mapping[str, Any], what: str) -> None:
