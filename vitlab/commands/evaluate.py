@@ -20,12 +20,11 @@ VERB = Verb(
         "WEIGHTS [PROTOCOL ...] --data SOURCE --split SPLIT --out DIR [--OPTION VALUE ...]",
     ),
     "Measures a run on a whole split: by the evaluators of its config, or by protocols, which "
-    "judge the frozen features of its backbone. Published WEIGHTS are measured likewise: "
-    "classifiers and DETR on data of their classes, and the features of any by protocols.",
+    "judge the frozen features of its backbone; or published WEIGHTS, likewise.",
     (
         Argument(
             "WORKDIR",
-            "a working directory, or one of its checkpoints/STEP; or WEIGHTS, as of vitlab predict",
+            "a working directory, its checkpoints/STEP, or WEIGHTS as of vitlab predict",
             path="file",
         ),
         Argument(

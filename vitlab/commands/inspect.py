@@ -17,7 +17,7 @@ VERB = Verb(
     (
         Argument(
             "WORKDIR",
-            "a working directory, or one of its checkpoints/STEP; or WEIGHTS, as of vitlab predict",
+            "a working directory, its checkpoints/STEP, or WEIGHTS as of vitlab predict",
             path="file",
         ),
         Argument(
