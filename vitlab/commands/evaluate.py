@@ -17,7 +17,7 @@ VERB = Verb(
     "evaluate",
     (
         "WORKDIR [PROTOCOL ...] [--OPTION VALUE ...]",
-        "WEIGHTS [PROTOCOL ...] --data SOURCE --split SPLIT --out DIR [--OPTION VALUE ...]",
+        "WEIGHTS [PROTOCOL ...] --data SOURCE --split SPLIT --out DIR [--OPTION ...]",
     ),
     "Measures a run on a whole split: by the evaluators of its config, or by protocols, which "
     "judge the frozen features of its backbone; or published WEIGHTS, likewise.",
