@@ -57,6 +57,7 @@ def test_a_classifier_is_measured_among_the_data_s_classes(classifier, photos, t
     assert "Trained on" not in page
 
 
+@pytest.mark.slow
 def test_protocols_judge_the_features_of_a_backbone(photos, tmp_path):
     """Of DINOv2 the class token, as its authors do."""
     backbone = written(tmp_path / "dino", "weights_hf_dinov2", (), CROP)

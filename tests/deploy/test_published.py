@@ -129,6 +129,7 @@ def test_images_have_the_size_that_the_file_of_their_preprocessing_says(tmp_path
     assert model.note == ""
 
 
+@pytest.mark.slow
 def test_any_weights_give_features_and_pictures(tmp_path, photo):
     """Of their backbone, as `inspect` draws them: without a head, of a MAE, of DETR."""
     heads = {"num_attention_heads": 3, "decoder_num_attention_heads": 2}
@@ -159,6 +160,7 @@ def test_weights_that_predict_nothing_are_one_line(tmp_path, photo, capsys):
         assert line in said[0]
 
 
+@pytest.mark.slow
 def test_an_exported_one_is_the_same(classifier, detector, photo, tmp_path, capsys):
     out = {
         folder: str(tmp_path / f"{i}.safetensors")

@@ -113,6 +113,7 @@ def command(workdir):
     return ["--config", str(ROOT / "configs/simclr_digits.py"), "--workdir", str(workdir), *flags]
 
 
+@pytest.mark.slow
 def test_its_run_is_evaluated_and_gone_on_from(tmp_path, capsys):
     run = tmp_path / "run"
     assert main(command(run)) == 0
