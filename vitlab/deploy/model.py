@@ -17,7 +17,7 @@ from vitlab.data.preprocess import Preprocess
 from vitlab.errors import InputError
 from vitlab.models.build import NotImportableError
 from vitlab.tasks.task import Task, task_class
-from vitlab.weights.class_rows import rows_of, with_rows
+from vitlab.weights.class_rows import any_in_common, rows_of, with_rows
 from vitlab.weights.filling import names_of, nested
 from vitlab.weights.own import KEY
 
@@ -132,8 +132,7 @@ class Model:
         if names == ours:
             return self
         rows, note = rows_of(ours, names), ""
-        folded, theirs = ([name.casefold() for name in each] for each in (ours, names))
-        if rows is None and not set(folded) & set(theirs):
+        if rows is None and not any_in_common(ours, names):
             numbers = ours == tuple(map(str, self.category_ids))
             if numbers and category_ids and set(category_ids) <= set(self.category_ids):
                 rows = [self.category_ids.index(number) for number in category_ids]
@@ -144,6 +143,7 @@ class Model:
         flat = names_of(self.variables)
         taken = rows and with_rows(flat, {}, self.task.class_parameters, rows, len(ours))
         if not taken:
+            folded, theirs = ([name.casefold() for name in each] for each in (ours, names))
             once = (folded.count(name) == theirs.count(name) == 1 for name in theirs)
             wrong = next((name for name, fits in zip(names, once, strict=True) if not fits), "")
             raise InputError(

@@ -12,7 +12,7 @@ from vitlab.errors import InputError
 from vitlab.models.build import NotImportableError
 from vitlab.tasks.task import task_class
 from vitlab.weights import transfer
-from vitlab.weights.class_rows import rows_of, with_rows
+from vitlab.weights.class_rows import any_in_common, rows_of, with_rows
 from vitlab.weights.filling import names_of, nested
 
 if TYPE_CHECKING:
@@ -107,8 +107,7 @@ class InitialWeights:
             rows, number, by = self._category_ids, max(self._category_ids) + 1, "numbers"
         if rows and (taken := with_rows(origin.variables, shapes, ours, rows, number)):
             return taken, (), f"classes by their {by}, {len(rows)} of {number}"
-        folded = ({name.casefold() for name in x or ()} for x in (origin.classes, self._classes))
-        if not origin.published or next(folded) & next(folded):
+        if not origin.published or any_in_common(origin.classes or (), self._classes):
             return origin.variables, tuple(ours), ""
         # Published ones without names, or all with others, as ImageNet's have several: by order.
         there, here = (

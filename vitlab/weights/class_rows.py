@@ -17,6 +17,11 @@ def rows_of(theirs: Sequence[str], ours: Sequence[str]) -> list[int] | None:
     return [theirs.index(name) for name in ours]
 
 
+def any_in_common(theirs: Sequence[str], ours: Sequence[str]) -> bool:
+    """Whether a class of ours is among theirs, whatever its case."""
+    return not {name.casefold() for name in theirs}.isdisjoint(name.casefold() for name in ours)
+
+
 def with_rows(
     source: Mapping[str, np.ndarray],
     target: Mapping[str, Any],
