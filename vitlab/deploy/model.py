@@ -34,7 +34,7 @@ class Model:
     """A trained model with what its images need and its outputs mean.
 
     Attributes:
-        task_name: as in `config.task`.
+        task_name: as in `config.task`; "features" of a published backbone alone, which has none.
         task: what was learned, with the names of its classes.
         variables: `params` and the model's other collections.
         preprocess: of the images, as in `config.evaluators.NAME.preprocess`.

@@ -135,7 +135,7 @@ def as_trained(
 
     Args:
         name: of the weights.
-        task_name: as in `config.task`.
+        task_name: as in `config.task`; "features" of a backbone alone, which has none.
         task: of the classes of the data, on which the evaluator measures them.
         variables: `params` and the model's other collections.
         section: the evaluator, with its source.
